@@ -1,0 +1,318 @@
+//! Every message of the cluster on one page.
+//!
+//! ```text
+//! control stream   node   -> router  Hello, then Register, then Heartbeat for ever
+//! request stream   router -> decode  Reserve                 decode  -> router  Reserved, Ready, Token.., Finished | Fail
+//! request stream   router -> prefill Prefill                 prefill -> router  Prefilled | Fail
+//! KV stream        prefill -> decode KvBegin, data.., KvEnd  decode  -> prefill KvAccepted | Fail
+//! ```
+//!
+//! Messages are postcard-encoded inside bounded frames (see [`crate::frame`]); a KV chunk is a data frame of
+//! opaque bytes. Resetting a stream, in either direction, cancels what it carries.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{NodeId, RequestId, Ticket};
+
+/// What a process is in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// Takes client requests and places them.
+    Router,
+    /// Runs prompt passes.
+    Prefill,
+    /// Continues generations.
+    Decode,
+}
+
+/// What two peers must agree on before any KV cache may pass between them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    /// The served model id, for people.
+    pub model_id: String,
+    /// Digest of configuration and weights, for certainty.
+    pub fingerprint: [u8; 16],
+    /// Element type of the cache, `bf16`.
+    pub kv_dtype: String,
+    /// Layers of the cache.
+    pub layers: u32,
+    /// KV heads per layer.
+    pub kv_heads: u32,
+    /// Elements per head.
+    pub head_dim: u32,
+    /// Content id of the calibrated plan, or none when only plan-free codecs can be spoken.
+    pub plan_id: Option<[u8; 16]>,
+    /// KV container format versions that this process reads and writes.
+    pub kv_format_versions: Vec<u16>,
+}
+
+/// First message on every connection, in both directions; see [`crate::handshake`] for what is compared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Who speaks.
+    pub node: NodeId,
+    /// As what.
+    pub role: Role,
+    /// With which model.
+    pub model: ModelIdentity,
+}
+
+/// A node's offer to the router, once per connection after the handshake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register {
+    /// Where prefill nodes reach this node with KV streams (decode nodes only).
+    pub kv_address: Option<SocketAddr>,
+    /// Longest prompt plus generation that one session may have, in tokens.
+    pub max_session_tokens: u32,
+    /// Cache capacity over all sessions, in tokens.
+    pub kv_capacity_tokens: u32,
+    /// Concurrent requests the node admits before it answers [`FailureKind::Busy`].
+    pub max_sessions: u32,
+}
+
+/// How busy a node is, sent at every heartbeat.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Requests being worked on.
+    pub running: u32,
+    /// Requests admitted and waiting.
+    pub waiting: u32,
+    /// Cache tokens reserved.
+    pub kv_used_tokens: u32,
+}
+
+/// Messages a node sends on its control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Control {
+    /// Join the cluster.
+    Register(Register),
+    /// Still here.
+    Heartbeat(Load),
+}
+
+/// How tokens are drawn. Draws depend only on `(seed, position)`, so any node continues where another stopped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Nucleus mass in (0, 1]; 1 keeps everything.
+    pub top_p: f32,
+    /// Keep this many most likely tokens; 0 keeps everything.
+    pub top_k: u32,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Go on past end-of-sequence tokens.
+    pub ignore_eos: bool,
+}
+
+/// How a KV cache is to be coded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvCoding {
+    /// Name of the codec, as in the API's `kv_codec`.
+    pub codec: String,
+    /// Body ratio aimed at, where the codec has tiers.
+    pub tier: u8,
+}
+
+/// Where a decode node's cache for a request comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KvSource {
+    /// A prefill node will deliver it against the ticket.
+    Remote,
+    /// The decode node runs the prompt itself.
+    Local {
+        /// The prompt.
+        token_ids: Vec<u32>,
+    },
+}
+
+/// Router asks decode for a slot, before any prefill starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reserve {
+    /// The request.
+    pub request: RequestId,
+    /// Length of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens to generate at most, the first one included.
+    pub max_tokens: u32,
+    /// How to draw them.
+    pub sampling: Sampling,
+    /// Where the cache comes from.
+    pub source: KvSource,
+}
+
+/// Where prefill delivers the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecodeTarget {
+    /// The node expected there.
+    pub node: NodeId,
+    /// Its address for KV streams.
+    pub address: SocketAddr,
+    /// The reservation.
+    pub ticket: Ticket,
+}
+
+/// Router asks prefill to run a prompt and deliver its cache.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prefill {
+    /// The request.
+    pub request: RequestId,
+    /// The prompt.
+    pub token_ids: Vec<u32>,
+    /// How to draw the first token.
+    pub sampling: Sampling,
+    /// How to code the cache.
+    pub coding: KvCoding,
+    /// Where to deliver it.
+    pub target: DecodeTarget,
+}
+
+/// First frame of a request stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// To a decode node.
+    Reserve(Reserve),
+    /// To a prefill node.
+    Prefill(Prefill),
+}
+
+/// What the prompt pass cost on the prefill node; travels with [`KvStream::End`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct PrefillStats {
+    /// Wait for the engine, in milliseconds.
+    pub queue_ms: f32,
+    /// Forward passes over the prompt, in milliseconds.
+    pub prefill_ms: f32,
+    /// Coding of the cache, summed over chunks, in milliseconds.
+    pub encode_ms: f32,
+}
+
+/// What one cache transfer was; travels with [`FromDecode::Ready`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// How the cache was coded; none for a local prefill.
+    pub coding: Option<KvCoding>,
+    /// The prefill node that delivered it; none for a local prefill.
+    pub prefill_node: Option<NodeId>,
+    /// Size of the prompt's cache in bf16.
+    pub raw_bytes: u64,
+    /// Every byte that was written to the request's KV stream, frame headers included.
+    pub wire_bytes: u64,
+    /// Time during which a frame of the transfer was arriving, in milliseconds (idle gaps excluded).
+    pub wire_ms: f32,
+    /// Decoding of the cache, summed over chunks, in milliseconds.
+    pub decode_ms: f32,
+    /// The prefill side.
+    pub prefill: PrefillStats,
+}
+
+/// Why a generation ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FinishReason {
+    /// An end-of-sequence token.
+    Stop,
+    /// `max_tokens` reached.
+    Length,
+}
+
+/// Decode to router, on the request stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum FromDecode {
+    /// The slot is held; the ticket opens it.
+    Reserved {
+        /// To be handed to a prefill node.
+        ticket: Ticket,
+    },
+    /// The cache is complete and verified; this is the first token.
+    Ready {
+        /// The token that prefill (or the local prompt pass) sampled.
+        first_token: u32,
+        /// What the transfer was.
+        transfer: Transfer,
+    },
+    /// One more token.
+    Token {
+        /// Its id.
+        id: u32,
+    },
+    /// No more tokens.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+    },
+    /// It went wrong.
+    Fail(Failure),
+}
+
+/// Prefill to router, on the request stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum FromPrefill {
+    /// The cache was delivered and accepted by decode.
+    Prefilled,
+    /// It went wrong.
+    Fail(Failure),
+}
+
+/// Prefill to decode, on a KV stream; chunks travel between `Begin` and `End` as data frames.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum KvStream {
+    /// Opens the delivery.
+    Begin {
+        /// The reservation to fill.
+        ticket: Ticket,
+        /// How the chunks are coded.
+        coding: KvCoding,
+        /// Length of the prompt.
+        prompt_tokens: u32,
+    },
+    /// Everything was sent.
+    End {
+        /// Number of data frames sent.
+        chunks: u32,
+        /// BLAKE3 of all data frames in order, first 16 bytes.
+        digest: [u8; 16],
+        /// First generated token.
+        first_token: u32,
+        /// What it cost.
+        stats: PrefillStats,
+    },
+}
+
+/// Decode to prefill, on a KV stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum KvReply {
+    /// Complete and verified.
+    Accepted,
+    /// It went wrong.
+    Fail(Failure),
+}
+
+/// What kind of failure, so that the router can choose between answering and trying elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The request itself is wrong; trying again elsewhere gives the same.
+    Invalid,
+    /// No room now.
+    Busy,
+    /// A deadline passed.
+    Timeout,
+    /// The cache that arrived was not what was promised.
+    Transfer,
+    /// The peer needed for this request cannot be reached.
+    Unreachable,
+    /// The node is shutting down.
+    Draining,
+    /// A fault inside the node.
+    Internal,
+}
+
+/// A failure in words that a person can act on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For the router's decision.
+    pub kind: FailureKind,
+    /// For people.
+    pub message: String,
+}
