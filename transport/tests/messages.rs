@@ -1,0 +1,140 @@
+//! Every message kind crosses a real connection unchanged, and data frames between them.
+
+mod kit;
+
+use bytes::Bytes;
+use kit::{SOON, pair};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use transport::ids::{NodeId, RequestId, Ticket};
+use transport::message::*;
+use transport::{EndpointConfig, Frame};
+
+async fn crosses<M>(pair: &kit::Pair, messages: Vec<M>)
+where
+    M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let mut here = pair.prefill.open().await.unwrap();
+    for message in &messages {
+        here.sender.send(message).await.unwrap();
+    }
+    here.sender.finish().unwrap();
+    let mut there = pair.decode.accept().await.unwrap();
+    for message in messages {
+        assert_eq!(there.receiver.recv::<M>(SOON).await.unwrap(), Frame::Message(message));
+    }
+    assert_eq!(there.receiver.recv::<M>(SOON).await.unwrap(), Frame::End);
+    assert_eq!(there.receiver.recv::<M>(SOON).await.unwrap(), Frame::End);
+    assert_eq!(here.sender.bytes_written(), there.receiver.bytes_read());
+}
+
+fn sampling() -> Sampling {
+    Sampling { temperature: 0.7, top_p: 0.9, top_k: 40, seed: u64::MAX, ignore_eos: true }
+}
+
+fn coding() -> KvCoding {
+    KvCoding { codec: "kvtc".into(), tier: 32 }
+}
+
+fn failure() -> Failure {
+    Failure { kind: FailureKind::Busy, message: "no slot for 4096 tokens".into() }
+}
+
+fn reserve(source: KvSource) -> Request {
+    Request::Reserve(Reserve {
+        request: RequestId::random(),
+        prompt_tokens: 4096,
+        max_tokens: 128,
+        sampling: sampling(),
+        source,
+    })
+}
+
+fn prefill(token_ids: Vec<u32>) -> Request {
+    let address = "[::1]:7001".parse().unwrap();
+    Request::Prefill(Prefill {
+        request: RequestId::random(),
+        token_ids,
+        sampling: sampling(),
+        coding: coding(),
+        target: DecodeTarget { node: NodeId("decode-1".into()), address, ticket: Ticket::random() },
+    })
+}
+
+fn transfer() -> Transfer {
+    Transfer {
+        coding: Some(coding()),
+        prefill_node: Some(NodeId("prefill-1".into())),
+        raw_bytes: 1 << 40,
+        wire_bytes: 1 << 35,
+        wire_ms: 12.5,
+        decode_ms: 3.25,
+        prefill: PrefillStats { queue_ms: 1.0, prefill_ms: 250.0, encode_ms: 40.0 },
+    }
+}
+
+#[tokio::test]
+async fn every_message_arrives_as_it_was_sent() {
+    let pair = pair(EndpointConfig::default()).await;
+    let register = Register {
+        kv_address: Some("10.0.0.2:7001".parse().unwrap()),
+        max_session_tokens: 131_072,
+        kv_capacity_tokens: 1 << 20,
+        max_sessions: 32,
+    };
+    let load = Load { running: 1, waiting: 2, kv_used_tokens: 3 };
+    crosses(&pair, vec![Control::Register(register), Control::Heartbeat(load)]).await;
+    let local = KvSource::Local { token_ids: vec![1, 2, 128_000] };
+    crosses(&pair, vec![reserve(KvSource::Remote), reserve(local), prefill(vec![5; 10])]).await;
+    crosses(
+        &pair,
+        vec![
+            FromDecode::Reserved { ticket: Ticket::random() },
+            FromDecode::Ready { first_token: 17, transfer: transfer() },
+            FromDecode::Token { id: u32::MAX },
+            FromDecode::Finished { reason: FinishReason::Length },
+            FromDecode::Fail(failure()),
+        ],
+    )
+    .await;
+    crosses(&pair, vec![FromPrefill::Prefilled, FromPrefill::Fail(failure())]).await;
+    crosses(&pair, vec![KvReply::Accepted, KvReply::Fail(failure())]).await;
+}
+
+#[tokio::test]
+async fn a_prompt_of_128k_tokens_fits_a_message() {
+    let pair = pair(EndpointConfig::default()).await;
+    crosses(&pair, vec![prefill((0..131_072).map(|i| u32::MAX - i).collect())]).await;
+}
+
+#[tokio::test]
+async fn a_cache_travels_as_data_between_messages() {
+    let pair = pair(EndpointConfig::default()).await;
+    let begin = KvStream::Begin { ticket: Ticket::random(), coding: coding(), prompt_tokens: 9 };
+    let end = KvStream::End { chunks: 3, digest: [3; 16], first_token: 4, stats: PrefillStats::default() };
+    let chunks = [Bytes::from(vec![1; 3_000_000]), Bytes::new(), Bytes::from_static(b"last")];
+    let mut here = pair.prefill.open().await.unwrap();
+    let (sent, expected) = (begin.clone(), chunks.clone());
+    let sending = async {
+        here.sender.send(&sent).await.unwrap();
+        for chunk in chunks {
+            here.sender.send_data(chunk).await.unwrap();
+        }
+        here.sender.send(&end).await.unwrap();
+        here.sender.finish().unwrap();
+        here.receiver.recv_message::<KvReply>(SOON).await.unwrap()
+    };
+    let receiving = async {
+        let mut there = pair.decode.accept().await.unwrap();
+        assert_eq!(there.receiver.recv_message::<KvStream>(SOON).await.unwrap(), begin);
+        for chunk in expected {
+            assert_eq!(there.receiver.recv::<KvStream>(SOON).await.unwrap(), Frame::Data(chunk));
+        }
+        assert_eq!(there.receiver.recv_message::<KvStream>(SOON).await.unwrap(), end);
+        assert_eq!(there.receiver.recv::<KvStream>(SOON).await.unwrap(), Frame::End);
+        there.sender.send(&KvReply::Accepted).await.unwrap();
+        there.sender.finish().unwrap();
+    };
+    let (reply, ()) = tokio::join!(sending, receiving);
+    assert_eq!(reply, KvReply::Accepted);
+}
