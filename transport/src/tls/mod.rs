@@ -74,7 +74,8 @@ pub(crate) fn explain_alert(error_code: u64) -> Option<&'static str> {
     Some(match error_code.checked_sub(0x100)? {
         42 | 43 | 46 => "a certificate was refused",
         45 => "a certificate has expired; issue new ones with `kvferry certs`",
-        48 => {
+        // 51, a wrong signature: all our authorities bear one name, so a foreign one is found out by its key.
+        48 | 51 => {
             "a certificate comes from another authority; give all nodes certificates of one `kvferry certs` run"
         }
         116 => "no certificate was shown",
