@@ -1,1 +1,29 @@
-//! placeholder
+//! A Hugging Face Llama with an open KV cache: token ids in, logits out, and keys and values anyone may read and write.
+//!
+//! Knows no network and no codec. candle-transformers' Llama hides its cache, so the forward pass is this crate's own
+//! on candle tensors; candle-transformers' is the oracle in the tests, beside golden values from Hugging Face
+//! Transformers.
+//!
+//! The cache is bf16 at rest on every path, so that a cache that crossed the wire losslessly gives the same tokens as
+//! one that never left.
+#![deny(unsafe_code)]
+
+mod attention;
+mod config;
+mod error;
+mod kv_cache;
+mod llama;
+mod matmul;
+mod rope;
+mod sampling;
+mod simd;
+mod weights;
+
+pub use attention::ReceivedAttention;
+pub use config::{Config, Llama3Scaling, Rope};
+pub use error::{Error, Result};
+pub use kv_cache::{KvCache, KvElement};
+pub use llama::{Llama, LogitsOf, Sequence};
+pub use rope::{RopeTable, inv_freq};
+pub use sampling::Sampling;
+pub use weights::Weights;

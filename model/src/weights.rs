@@ -1,0 +1,94 @@
+//! Safetensors files of a model directory to tensors, one file or sharded, and the fingerprint over them.
+#![allow(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The mapped checkpoint of one model directory.
+pub struct Weights {
+    dir: PathBuf,
+    files: MmapedSafetensors,
+    device: Device,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: std::collections::BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// When a file is missing or is no safetensors file.
+    pub fn open(model_dir: &Path, device: &Device) -> Result<Self> {
+        let paths = Self::paths(model_dir)?;
+        // SAFETY: the files are mapped read-only. Changing them while a process serves them is outside of what any
+        // loader of mapped weights can guard against; the documentation of `--model` says so.
+        let files = unsafe { MmapedSafetensors::multi(&paths)? };
+        Ok(Self { dir: model_dir.to_owned(), files, device: device.clone() })
+    }
+
+    fn paths(model_dir: &Path) -> Result<Vec<PathBuf>> {
+        let index = model_dir.join("model.safetensors.index.json");
+        let shards = if index.exists() {
+            let io = |source| Error::Io { path: index.clone(), source };
+            let text = std::fs::read_to_string(&index).map_err(io)?;
+            let parsed: Index = serde_json::from_str(&text)
+                .map_err(|e| Error::Config { path: index.clone(), message: e.to_string() })?;
+            let names: std::collections::BTreeSet<_> = parsed.weight_map.into_values().collect();
+            names.into_iter().map(|name| model_dir.join(name)).collect()
+        } else {
+            vec![model_dir.join("model.safetensors")]
+        };
+        for path in &shards {
+            std::fs::metadata(path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        }
+        Ok(shards)
+    }
+
+    /// One tensor as f32 on the device, its shape checked.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::Shape`], or a dtype that cannot be widened.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let missing = |_| Error::MissingTensor { path: self.dir.clone(), name: name.into() };
+        let view = self.files.get(name).map_err(missing)?;
+        if view.shape() != shape {
+            return Err(Error::Shape { name: name.into(), expected: shape.into(), got: view.shape().into() });
+        }
+        Ok(self.files.load(name, &self.device)?.to_dtype(DType::F32)?)
+    }
+
+    /// Digest of every tensor's name, type, shape and bytes, and of `config.json`: two directories with the same
+    /// fingerprint hold the same model. First 16 bytes of BLAKE3.
+    ///
+    /// # Errors
+    /// When `config.json` cannot be read.
+    pub fn fingerprint(&self) -> Result<[u8; 16]> {
+        let path = self.dir.join("config.json");
+        let config = std::fs::read(&path).map_err(|source| Error::Io { path, source })?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&(config.len() as u64).to_le_bytes()).update(&config);
+        let mut tensors = self.files.tensors();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        for (name, view) in tensors {
+            hasher.update(format!("{name} {:?} {:?}\n", view.dtype(), view.shape()).as_bytes());
+            hasher.update_rayon(view.data());
+        }
+        let mut fingerprint = [0; 16];
+        fingerprint.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Ok(fingerprint)
+    }
+}
