@@ -1,1 +1,28 @@
-//! placeholder
+//! What every process of the cluster does, and none should reinvent.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`args`] | flags that all processes share |
+//! | [`telemetry`] | logs, as text or JSON |
+//! | [`metrics`] | the metric registry, bucket bounds, text encoding |
+//! | [`admin`] | `/health`, `/live`, `/ready`, `/metrics` |
+//! | [`shutdown`] | signals, drain, grace period |
+//! | [`address`] | `host:port` flags and their resolution |
+//! | [`build`] | which build is running |
+//!
+//! It knows nothing of models, KV caches or requests; each process declares its own settings and metrics.
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod admin;
+pub mod args;
+pub mod build;
+pub mod metrics;
+pub mod shutdown;
+pub mod telemetry;
+
+pub use address::HostPort;
+pub use admin::Readiness;
+pub use args::CommonArgs;
+pub use metrics::Registry;
+pub use shutdown::{Drained, Shutdown};

@@ -1,4 +1,5 @@
 //! Every message kind crosses a real connection unchanged, and data frames between them.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
 
 mod kit;
 

@@ -1,0 +1,108 @@
+//! What a process tells about itself over HTTP: health, readiness, metrics. Not for requests of clients.
+//!
+//! `/live` answers 200 as long as the process can answer at all. `/ready` and `/health` answer 200 when it can take
+//! work and 503 with the reason when it cannot; `/health` also says which build it is. `/metrics` is OpenMetrics text.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::build::{BUILD, BuildInfo};
+use crate::metrics::{CONTENT_TYPE, Registry};
+use crate::shutdown::Shutdown;
+
+/// Whether the process can take work, and if not, why; set by the process, read by probes. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    reason: Arc<RwLock<Option<String>>>,
+}
+
+impl Readiness {
+    /// Not ready yet: "starting".
+    pub fn starting() -> Self {
+        Self { reason: Arc::new(RwLock::new(Some("starting".into()))) }
+    }
+
+    /// Work can come.
+    pub fn set_ready(&self) {
+        *self.reason.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// No work can come, because of `reason`.
+    pub fn set_unready(&self, reason: impl Into<String>) {
+        *self.reason.write().unwrap_or_else(PoisonError::into_inner) = Some(reason.into());
+    }
+
+    /// Why no work can come; none when it can.
+    pub fn reason(&self) -> Option<String> {
+        self.reason.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Answer of `/health`, `/ready` and `/live`.
+#[derive(Debug, Serialize)]
+struct Status {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build: Option<BuildInfo>,
+}
+
+/// The four routes, to be served alone or merged into a process's own.
+pub fn routes<S: Clone + Send + Sync + 'static>(readiness: Readiness, registry: Registry) -> Router<S> {
+    Router::new()
+        .route("/health", get(health).with_state(readiness.clone()))
+        .route("/ready", get(ready).with_state(readiness))
+        .route("/live", get(live))
+        .route("/metrics", get(metrics).with_state(registry))
+}
+
+/// Serves the routes until the shutdown's tasks may go no further (so that probes see the drain).
+///
+/// # Errors
+/// What the listener said.
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    registry: Registry,
+    shutdown: &Shutdown,
+) -> std::io::Result<()> {
+    let ended = shutdown.ended();
+    axum::serve(listener, routes::<()>(readiness, registry)).with_graceful_shutdown(ended).await
+}
+
+async fn health(State(readiness): State<Readiness>) -> Response {
+    status(readiness.reason(), Some(BUILD))
+}
+
+async fn ready(State(readiness): State<Readiness>) -> Response {
+    status(readiness.reason(), None)
+}
+
+async fn live() -> Response {
+    status(None, None)
+}
+
+async fn metrics(State(registry): State<Registry>) -> Response {
+    match registry.encode() {
+        Ok(encoded) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], encoded).into_response(),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics cannot be encoded: {error}")).into_response()
+        }
+    }
+}
+
+fn status(reason: Option<String>, build: Option<BuildInfo>) -> Response {
+    let (code, status) = match reason {
+        None => (StatusCode::OK, "ok"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+    };
+    (code, Json(Status { status, reason, build })).into_response()
+}

@@ -1,0 +1,56 @@
+//! What probes and scrapers get.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode, header};
+use serde_json::{Value, json};
+use service::{Readiness, Registry, admin};
+use tower::ServiceExt;
+
+async fn get(routes: &Router, path: &str) -> (StatusCode, String, String) {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let response = routes.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let content_type = response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+    let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, content_type, String::from_utf8(body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_starting_process_is_alive_but_not_ready() {
+    let routes = admin::routes(Readiness::starting(), Registry::new());
+    let (status, _, body) = get(&routes, "/ready").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        serde_json::from_str::<Value>(&body).unwrap(),
+        json!({"status": "unavailable", "reason": "starting"})
+    );
+    let (status, _, body) = get(&routes, "/live").await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, r#"{"status":"ok"}"#));
+}
+
+#[tokio::test]
+async fn health_follows_the_readiness_and_names_the_build() {
+    let readiness = Readiness::starting();
+    let routes = admin::routes(readiness.clone(), Registry::new());
+    readiness.set_ready();
+    let (status, _, body) = get(&routes, "/health").await;
+    let health: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &health["status"]), (StatusCode::OK, &json!("ok")));
+    assert_eq!(health["build"]["version"], env!("CARGO_PKG_VERSION"));
+    readiness.set_unready("router lost");
+    let (status, _, body) = get(&routes, "/health").await;
+    let health: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &health["reason"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("router lost")));
+}
+
+#[tokio::test]
+async fn metrics_are_open_metrics_text() {
+    let registry = Registry::new();
+    registry.counter("requests", "Requests taken").inc_by(2);
+    let (status, content_type, body) = get(&admin::routes(Readiness::starting(), registry), "/metrics").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(content_type.starts_with("application/openmetrics-text"), "{content_type}");
+    assert!(body.contains("kvferry_requests_total 2\n") && body.ends_with("# EOF\n"), "{body}");
+}
