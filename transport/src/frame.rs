@@ -229,3 +229,34 @@ impl Body {
         Some(std::mem::take(&mut self.payload).freeze())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_follows_what_has_arrived_not_what_was_announced() {
+        let mut decoder = Decoder::default();
+        decoder.push(Bytes::copy_from_slice(&data_header(MAX_DATA_BYTES).unwrap()));
+        assert_eq!(decoder.next_frame(), Ok(None));
+        let held = |decoder: &Decoder| decoder.body.as_ref().unwrap().payload.capacity();
+        assert_eq!(held(&decoder), 0);
+        let mut arrived = 0;
+        for _ in 0..1000 {
+            arrived += 1200;
+            decoder.push(Bytes::from(vec![0; 1200]));
+            assert_eq!(decoder.next_frame(), Ok(None));
+            assert!(held(&decoder) <= 2 * arrived + 64, "{} held for {arrived}", held(&decoder));
+        }
+    }
+
+    #[test]
+    fn a_payload_in_one_piece_is_not_copied() {
+        let piece = Bytes::from([&data_header(4).unwrap()[..], b"data"].concat());
+        let place = piece[HEADER_BYTES..].as_ptr();
+        let mut decoder = Decoder::default();
+        decoder.push(piece);
+        let Ok(Some(RawFrame::Data(payload))) = decoder.next_frame() else { panic!("no frame") };
+        assert_eq!((payload.as_ptr(), &payload[..]), (place, &b"data"[..]));
+    }
+}

@@ -3,11 +3,9 @@
 
 mod kit;
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kit::{SOON, endpoint, hello, identity};
-use quinn::crypto::rustls::QuicClientConfig;
+use kit::{SOON, dial, endpoint, hello, identity};
 use transport::message::{Hello, Role};
 use transport::{
     AcceptError, Authority, CloseCode, ConnectError, ConnectionLost, EndpointConfig, Identity, Peer,
@@ -133,28 +131,6 @@ async fn a_certificate_of_another_authority_is_not_accepted_from_a_dialler() {
     // In TLS 1.3 the dialler is done before its certificate is looked at; the refusal comes right after.
     let closed = tokio::time::timeout(SOON, connection.unwrap().closed()).await.unwrap();
     assert!(matches!(closed, quinn::ConnectionError::ConnectionClosed(_)), "{closed:?}");
-}
-
-/// A dialler that is not ours: its own certificate, trust and protocol.
-async fn dial(
-    address: std::net::SocketAddr,
-    own: &Identity,
-    trusted: rustls::pki_types::CertificateDer<'static>,
-    alpn: &[u8],
-) -> Result<quinn::Connection, quinn::ConnectionError> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(trusted).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(own.chain().to_vec(), own.key())
-        .unwrap();
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    let endpoint = quinn::Endpoint::client(kit::loopback()).unwrap();
-    endpoint.connect_with(config, address, transport::tls::SERVER_NAME).unwrap().await
 }
 
 #[tokio::test]
