@@ -21,8 +21,12 @@ use crate::peer::{Peer, StreamSettings};
 use crate::shaper::LinkShaper;
 use crate::tls::{self, Identity};
 
-/// Largest UDP payload that path MTU discovery tries: a jumbo frame of 9,000 bytes less IPv6 and UDP headers.
-const MAX_DATAGRAM_BYTES: u16 = 9000 - 48;
+/// Largest UDP payload that path MTU discovery tries, for jumbo frames. quinn hands up to ten datagrams to the
+/// system at once (UDP segmentation offload), and a send above 65,507 bytes is lost as a whole.
+const MAX_DATAGRAM_BYTES: u16 = 6500;
+
+/// Socket buffer asked for: 3 ms at 10 Gb/s.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// Settings of an endpoint. The defaults suit links of 1 to 100 Gb/s.
 #[derive(Debug, Clone)]
@@ -204,10 +208,23 @@ fn bind_quic(
         .map_err(|_| setting("max_udp_payload_size", MAX_DATAGRAM_BYTES))?;
     let in_socket = |source| BindError::Socket { address, source };
     let socket = UdpSocket::bind(address).map_err(in_socket)?;
+    widen_buffers(&socket);
     let runtime = Arc::new(quinn::TokioRuntime);
     let mut quic = quinn::Endpoint::new(receive, Some(server), socket, runtime).map_err(in_socket)?;
     quic.set_default_client_config(client);
     Ok(quic)
+}
+
+/// Asks for socket buffers that hold a burst; with the usual 208 KiB a fast sender overruns the receiver, and QUIC
+/// takes that for congestion. The system may grant less (on Linux `net.core.rmem_max` and `wmem_max`).
+fn widen_buffers(socket: &UdpSocket) {
+    let socket = socket2::SockRef::from(socket);
+    for set in [socket2::Socket::set_recv_buffer_size, socket2::Socket::set_send_buffer_size] {
+        if let Err(error) = set(&socket, SOCKET_BUFFER_BYTES) {
+            debug!(%error, bytes = SOCKET_BUFFER_BYTES, "socket buffer not widened");
+        }
+    }
+    debug!(receive = ?socket.recv_buffer_size(), send = ?socket.send_buffer_size(), "socket buffers");
 }
 
 fn transport_config(config: &EndpointConfig) -> Result<TransportConfig, BindError> {
