@@ -4,6 +4,7 @@
 //! work and 503 with the reason when it cannot; `/health` also says which build it is. `/metrics` is OpenMetrics text.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -16,6 +17,9 @@ use tokio::net::TcpListener;
 use crate::build::{BUILD, BuildInfo};
 use crate::metrics::{CONTENT_TYPE, Registry};
 use crate::shutdown::Shutdown;
+
+/// How long answers under way may take when everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Whether the process can take work, and if not, why; set by the process, read by probes. Clones share it.
 #[derive(Debug, Clone)]
@@ -64,7 +68,8 @@ pub fn routes<S: Clone + Send + Sync + 'static>(readiness: Readiness, registry: 
         .route("/metrics", get(metrics).with_state(registry))
 }
 
-/// Serves the routes until the shutdown's tasks may go no further (so that probes see the drain).
+/// Serves the routes until the shutdown has ended, so that probes and scrapers see the drain to its last moment.
+/// Answers under way then have a second to get out.
 ///
 /// # Errors
 /// What the listener said.
@@ -74,8 +79,12 @@ pub async fn serve(
     registry: Registry,
     shutdown: &Shutdown,
 ) -> std::io::Result<()> {
-    let ended = shutdown.ended();
-    axum::serve(listener, routes::<()>(readiness, registry)).with_graceful_shutdown(ended).await
+    let (ended, late) = (shutdown.ended(), shutdown.ended());
+    let served = axum::serve(listener, routes::<()>(readiness, registry)).with_graceful_shutdown(ended);
+    tokio::select! {
+        outcome = served => outcome,
+        () = async { late.await; tokio::time::sleep(LAST_ANSWERS).await } => Ok(()),
+    }
 }
 
 async fn health(State(readiness): State<Readiness>) -> Response {

@@ -1,11 +1,15 @@
 //! What probes and scrapers get.
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
-use service::{Readiness, Registry, admin};
+use service::{Readiness, Registry, Shutdown, admin};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 async fn get(routes: &Router, path: &str) -> (StatusCode, String, String) {
@@ -53,4 +57,24 @@ async fn metrics_are_open_metrics_text() {
     assert_eq!(status, StatusCode::OK);
     assert!(content_type.starts_with("application/openmetrics-text"), "{content_type}");
     assert!(body.contains("kvferry_requests_total 2\n") && body.ends_with("# EOF\n"), "{body}");
+}
+
+#[tokio::test]
+async fn probes_are_answered_over_tcp_until_the_shutdown_has_ended() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = Shutdown::new(Duration::from_secs(60));
+    let serving = tokio::spawn({
+        let shutdown = shutdown.clone();
+        async move { admin::serve(listener, Readiness::starting(), Registry::new(), &shutdown).await }
+    });
+    shutdown.drain();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /live HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    // A connection that stays open does not hold the process.
+    shutdown.end();
+    tokio::time::timeout(Duration::from_secs(10), serving).await.unwrap().unwrap().unwrap();
 }

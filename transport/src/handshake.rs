@@ -185,6 +185,29 @@ impl From<OpenError> for Failed {
     }
 }
 
+/// Longest node id, in bytes; it becomes a metric label and part of every log line.
+const MAX_NODE_ID: usize = 128;
+/// Longest model id and element type, in bytes.
+const MAX_NAME: usize = 256;
+/// KV format versions that one process may list.
+const MAX_VERSIONS: usize = 64;
+
+/// Bounds what a peer may say of itself, before any of it is kept or shown.
+fn check_form(hello: &Hello) -> Result<(), RecvError> {
+    let (node, model) = (&hello.node.0, &hello.model);
+    let fault = if node.is_empty() || node.len() > MAX_NODE_ID || !node.bytes().all(|b| b.is_ascii_graphic())
+    {
+        format!("node id of {} bytes: 1 to {MAX_NODE_ID} printable ASCII characters are allowed", node.len())
+    } else if model.model_id.len().max(model.kv_dtype.len()) > MAX_NAME {
+        format!("model id or element type longer than {MAX_NAME} bytes")
+    } else if model.kv_format_versions.len() > MAX_VERSIONS {
+        format!("{} KV format versions, at most {MAX_VERSIONS} are allowed", model.kv_format_versions.len())
+    } else {
+        return Ok(());
+    };
+    Err(RecvError::Malformed { reason: fault })
+}
+
 /// The dialler's side, on the stream it has opened.
 pub(crate) async fn greet(mut stream: Stream, here: &Hello, deadline: Duration) -> Result<Hello, Failed> {
     stream.sender.send(here).await?;
@@ -193,6 +216,7 @@ pub(crate) async fn greet(mut stream: Stream, here: &Hello, deadline: Duration) 
         Answer::Welcome(hello) => hello,
         Answer::Refused { reason } => return Err(Failed::Refused(reason)),
     };
+    check_form(&there)?;
     // The other side has compared already; a release that compares less is caught here.
     compare(here, &there).map_err(|mismatch| Failed::Refused(mismatch.to_string()))?;
     Ok(there)
@@ -207,6 +231,7 @@ pub(crate) async fn answer(mut stream: Stream, here: &Hello, deadline: Duration)
             got: "more",
         }));
     };
+    check_form(&there)?;
     let outcome = compare(here, &there);
     let answer = match &outcome {
         Ok(()) => Answer::Welcome(here.clone()),

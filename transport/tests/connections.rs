@@ -97,3 +97,16 @@ async fn a_dialer_does_not_repeat_what_only_a_person_can_mend() {
     let refused = tokio::time::timeout(SOON / 2, Dialer::new(here, QUICK).peer(address, SOON)).await;
     assert!(matches!(refused, Ok(Err(ConnectError::Refused { .. }))), "{refused:?}");
 }
+
+#[tokio::test]
+async fn a_closed_endpoint_accepts_nobody_and_tells_its_peers() {
+    let pair = pair(EndpointConfig::default()).await;
+    let waiting = tokio::spawn({
+        let dialled = pair.dialled.clone();
+        async move { dialled.accept().await.is_none() }
+    });
+    pair.dialled.close(CloseCode::DRAINING, "update", SOON).await;
+    assert!(tokio::time::timeout(SOON, waiting).await.unwrap().unwrap());
+    let lost = tokio::time::timeout(SOON, pair.prefill.closed()).await.unwrap();
+    assert_eq!(lost, ConnectionLost::ClosedByPeer { code: CloseCode::DRAINING, reason: "update".into() });
+}

@@ -191,3 +191,36 @@ async fn nobody_at_the_address_is_a_timeout() {
     let outcome = here.connect(silent.local_addr().unwrap()).await;
     assert!(matches!(outcome, Err(ConnectError::Timeout { .. })), "{outcome:?}");
 }
+
+#[tokio::test]
+async fn a_node_id_that_cannot_be_shown_is_refused() {
+    let identity = identity();
+    for node in ["", "two words", &"x".repeat(129)] {
+        let met =
+            meet((&identity, hello(node, Role::Prefill)), (&identity, hello("decode", Role::Decode))).await;
+        let (Err(_), Err(AcceptError::Protocol { error, .. })) = &met else { panic!("{met:?}") };
+        assert!(error.to_string().contains("printable ASCII"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn under_pressure_a_dialler_proves_its_address_and_gets_in() {
+    let identity = identity();
+    let config = EndpointConfig { max_pending_handshakes: 2, ..Default::default() };
+    let (there, address) = endpoint(&identity, hello("decode", Role::Decode), config);
+    let _staller = dial(address, &identity, identity.ca().clone(), transport::tls::ALPN).await.unwrap();
+    let (here, _) = endpoint(&identity, hello("prefill", Role::Prefill), EndpointConfig::default());
+    let (connected, accepted) = tokio::join!(here.connect(address), there.accept());
+    assert!(connected.is_ok() && accepted.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn beyond_the_bound_diallers_are_turned_away_but_may_try_again() {
+    let identity = identity();
+    let config = EndpointConfig { max_pending_handshakes: 1, ..Default::default() };
+    let (_there, address) = endpoint(&identity, hello("decode", Role::Decode), config);
+    let _staller = dial(address, &identity, identity.ca().clone(), transport::tls::ALPN).await.unwrap();
+    let (here, _) = endpoint(&identity, hello("prefill", Role::Prefill), EndpointConfig::default());
+    let error = here.connect(address).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Lost { .. }) && !error.is_permanent(), "{error:?}");
+}

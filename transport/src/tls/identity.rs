@@ -208,3 +208,24 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     std::fs::read(path).map_err(|source| IdentityError::Read { path: path.into(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::tls::Authority;
+
+    #[test]
+    fn a_certificate_outside_its_time_is_named() {
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let authority = Authority::new().unwrap();
+        let files = Files { ca: "ca.pem".into(), certificate: "decode.pem".into(), key: "decode.key".into() };
+        let past =
+            authority.issue_for("decode", now - 2 * hour, now - hour).unwrap().check(&files).unwrap_err();
+        assert!(past.to_string().starts_with("decode.pem has expired"), "{past}");
+        let future =
+            authority.issue_for("decode", now + hour, now + 2 * hour).unwrap().check(&files).unwrap_err();
+        assert!(future.to_string().starts_with("decode.pem is not valid yet"), "{future}");
+    }
+}
