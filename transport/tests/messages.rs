@@ -139,3 +139,17 @@ async fn a_cache_travels_as_data_between_messages() {
     let (reply, ()) = tokio::join!(sending, receiving);
     assert_eq!(reply, KvReply::Accepted);
 }
+
+#[test]
+fn a_token_is_encoded_as_documented() {
+    let frame = transport::frame::encode_message(&FromDecode::Token { id: 300 }).unwrap();
+    assert_eq!(frame[..], [0x01, 0x03, 0x00, 0x00, 0x00, 0x02, 0xac, 0x02]);
+}
+
+#[test]
+fn an_id_is_encoded_as_documented() {
+    let ticket = Ticket(uuid::Uuid::from_bytes([0xee; 16]));
+    let frame = transport::frame::encode_message(&FromDecode::Reserved { ticket }).unwrap();
+    assert_eq!(frame[..7], [0x01, 18, 0, 0, 0, 0x00, 16]);
+    assert_eq!(frame[7..], [0xee; 16]);
+}
