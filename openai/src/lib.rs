@@ -1,1 +1,38 @@
-//! placeholder
+//! The OpenAI API in types, and text to token ids and back: text lives in this crate and in the router only.
+//!
+//! ```text
+//! bytes ─ request ─► CompletionRequest ─ tokenizer ─► token ids ─► (the cluster)
+//! bytes ◄─ sse, response ─ text ◄─ stop ◄─ detokenizer ◄─ token ids ◄─┘
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`request`] | `POST /v1/completions`: bytes to a validated [`CompletionRequest`] |
+//! | [`response`] | completions and their chunks, usage, [`KvTransfer`] |
+//! | [`models`] | `GET /v1/models` |
+//! | [`error`] | what can be wrong with a request; the error object |
+//! | [`sse`] | server-sent events, written and read |
+//! | [`tokenizer`], [`detokenizer`] | text to ids; ids to text, one at a time |
+//! | [`stop`] | stop strings across token borders |
+//!
+//! It knows no HTTP, no network and no cluster. The response types can be read as well as written, so that
+//! clients and tests share them.
+#![forbid(unsafe_code)]
+
+pub mod detokenizer;
+pub mod error;
+mod fields;
+pub mod models;
+pub mod request;
+pub mod response;
+pub mod sse;
+pub mod stop;
+pub mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use error::{ApiError, ErrorBody, InvalidRequest};
+pub use models::{ModelCard, ModelList};
+pub use request::{CompletionRequest, KvCodec, KvOptions, Prompt};
+pub use response::{Choice, Completion, FinishReason, KvSource, KvTransfer, Usage};
+pub use stop::StopMatcher;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,172 @@
+//! What `/v1/completions` answers. A whole answer and a chunk of a stream are the same object.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Value of `object` in the API's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    /// A completion, or a chunk of one.
+    TextCompletion,
+    /// A list.
+    List,
+    /// A model's card.
+    Model,
+}
+
+/// A completion, or a chunk of one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// `cmpl-…`; the same in all chunks.
+    pub id: String,
+    /// [`Object::TextCompletion`].
+    pub object: Object,
+    /// Arrival of the request, in seconds since 1970; the same in all chunks.
+    pub created: u64,
+    /// The model's id.
+    pub model: String,
+    /// One choice; none in the usage chunk that ends a stream.
+    pub choices: Vec<Choice>,
+    /// In a whole answer, and in the usage chunk of a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// Beside the usage, when asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_transfer: Option<KvTransfer>,
+}
+
+impl Completion {
+    /// An object without content, from which the answer or all chunks of a stream are made.
+    pub fn new(id: Uuid, model: &str) -> Self {
+        Self {
+            id: format!("cmpl-{}", id.simple()),
+            object: Object::TextCompletion,
+            created: unix_seconds(),
+            model: model.to_owned(),
+            choices: Vec::new(),
+            usage: None,
+            kv_transfer: None,
+        }
+    }
+}
+
+/// Seconds since 1970, for `created`.
+pub fn unix_seconds() -> u64 {
+    // A clock before 1970 is shown as 1970.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// One generated text, or the next piece of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// 0, since one text is generated per request.
+    pub index: u32,
+    /// The text; the prompt is not repeated.
+    pub text: String,
+    /// Null: not offered yet.
+    #[serde(default)]
+    pub logprobs: Option<()>,
+    /// Why the generation ended; null while it goes on.
+    #[serde(default)]
+    pub finish_reason: Option<FinishReason>,
+}
+
+impl Choice {
+    /// The only choice.
+    pub fn new(text: String, finish_reason: Option<FinishReason>) -> Self {
+        Self { index: 0, text, logprobs: None, finish_reason }
+    }
+}
+
+/// Why a generation ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// An end-of-sequence token or a stop string.
+    Stop,
+    /// `max_tokens` reached.
+    Length,
+}
+
+/// Tokens of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Of the prompt, the begin-of-text token included.
+    pub prompt_tokens: u32,
+    /// Generated.
+    pub completion_tokens: u32,
+    /// Both.
+    pub total_tokens: u32,
+    /// More about the prompt.
+    pub prompt_tokens_details: PromptTokensDetails,
+}
+
+/// More about the prompt's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptTokensDetails {
+    /// Tokens whose cache was found from an earlier request.
+    pub cached_tokens: u32,
+}
+
+impl Usage {
+    /// Usage of a request of which nothing was cached.
+    pub fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: 0 },
+        }
+    }
+}
+
+/// Where the cache came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvSource {
+    /// From a prefill node, over the wire.
+    Remote,
+    /// The decode node ran the prompt itself.
+    Local,
+}
+
+/// What the request's KV cache cost: our extension, given when `kv_transfer` asks for it. Times are in milliseconds,
+/// sizes in bytes; for a local prefill sizes are 0, and `codec`, `tier` and `ratio` null.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KvTransfer {
+    /// Where the cache came from.
+    pub source: KvSource,
+    /// How it was coded.
+    pub codec: Option<String>,
+    /// Body ratio aimed at; null for codecs without tiers.
+    pub tier: Option<u8>,
+    /// The prompt's cache in bf16.
+    pub raw_bytes: u64,
+    /// What was written to the request's KV streams, headers included.
+    pub wire_bytes: u64,
+    /// `raw_bytes - wire_bytes`; negative if coding cost more than it saved.
+    pub saved_bytes: i64,
+    /// `raw_bytes / wire_bytes`.
+    pub ratio: Option<f64>,
+    /// Coding, summed over chunks.
+    pub encode_ms: f64,
+    /// Time during which bytes of the transfer were arriving.
+    pub wire_ms: f64,
+    /// Decoding, summed over chunks.
+    pub decode_ms: f64,
+    /// The forward passes over the prompt.
+    pub prefill_ms: f64,
+    /// Wait for the prefill engine.
+    pub queue_ms: f64,
+    /// From the request's arrival to its first token, at the router.
+    pub ttft_ms: f64,
+    /// From the request's arrival to its second token, at the router; null if there was none.
+    pub second_token_ms: Option<f64>,
+    /// Who ran the prompt.
+    pub prefill_node: String,
+    /// Who generated.
+    pub decode_node: String,
+}
