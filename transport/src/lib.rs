@@ -20,6 +20,55 @@
 //! | [`shaper`] | a link of a given speed, for demonstrations and measurements |
 //! | [`error`], [`stats`] | one error per operation; counters as plain values |
 //!
+//! Two nodes of one cluster, one stream between them:
+//!
+//! ```
+//! use std::net::Ipv4Addr;
+//! use std::time::Duration;
+//!
+//! use transport::ids::NodeId;
+//! use transport::message::{FromDecode, Hello, ModelIdentity, Role};
+//! use transport::{Authority, Endpoint, EndpointConfig, Frame};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = ModelIdentity {
+//!     model_id: "tiny-llama".into(),
+//!     fingerprint: [7; 16],
+//!     kv_dtype: "bf16".into(),
+//!     layers: 4,
+//!     kv_heads: 2,
+//!     head_dim: 64,
+//!     plan_id: None,
+//!     kv_format_versions: vec![1],
+//! };
+//! let authority = Authority::new()?;
+//! let bind = |name: &str, role| -> Result<Endpoint, Box<dyn std::error::Error>> {
+//!     let hello = Hello { node: NodeId(name.into()), role, model: model.clone() };
+//!     let any_port = (Ipv4Addr::LOCALHOST, 0).into();
+//!     Ok(Endpoint::bind(any_port, &authority.issue(name)?, hello, EndpointConfig::default())?)
+//! };
+//! let (router, decode) = (bind("router", Role::Router)?, bind("decode-1", Role::Decode)?);
+//!
+//! // The decode node dials; the router opens a stream back.
+//! let address = router.local_addr()?;
+//! let (dialled, accepted) = tokio::join!(decode.connect(address), router.accept());
+//! let (to_router, to_decode) = (dialled?, accepted.ok_or("closed")??);
+//! assert_eq!(to_decode.hello().node.0, "decode-1");
+//!
+//! let mut asking = to_decode.open().await?;
+//! asking.sender.send(&"a request").await?;
+//! asking.sender.finish()?;
+//! let mut answering = to_router.accept().await?;
+//! answering.sender.send(&FromDecode::Token { id: 300 }).await?;
+//! answering.sender.finish()?;
+//!
+//! let answer = asking.receiver.recv::<FromDecode>(Duration::from_secs(5)).await?;
+//! assert_eq!(answer, Frame::Message(FromDecode::Token { id: 300 }));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! What it is not: it knows no codec, no model and no scheduling, and it never retries a request.
 #![forbid(unsafe_code)]
 

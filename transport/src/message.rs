@@ -1,10 +1,11 @@
 //! Every message of the cluster on one page.
 //!
 //! ```text
-//! control stream   node   -> router  Hello, then Register, then Heartbeat for ever
-//! request stream   router -> decode  Reserve                 decode  -> router  Reserved, Ready, Token.., Finished | Fail
-//! request stream   router -> prefill Prefill                 prefill -> router  Prefilled | Fail
-//! KV stream        prefill -> decode KvBegin, data.., KvEnd  decode  -> prefill KvAccepted | Fail
+//! first stream     dialler -> other   Hello             other   -> dialler  Welcome | Refused
+//! control stream   node    -> router  Register, then Heartbeat for ever
+//! request stream   router  -> decode  Reserve           decode  -> router   Reserved, Ready, Token.., Finished | Fail
+//! request stream   router  -> prefill Prefill           prefill -> router   Prefilled | Fail
+//! KV stream        prefill -> decode  Begin, data.., End decode -> prefill  Accepted | Fail
 //! ```
 //!
 //! Messages are postcard-encoded inside bounded frames (see [`crate::frame`]); a KV chunk is a data frame of

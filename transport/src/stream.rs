@@ -106,7 +106,7 @@ impl Sender {
             return Err(SendError::Closed);
         }
         self.state = SendState::Closed;
-        // QUIC refuses this only for a stream that the peer has stopped; `stopped` tells about that.
+        // A stream that the peer has stopped is no error here; `stopped` tells about that.
         self.stream.finish().map_err(|_closed| SendError::Closed)
     }
 
