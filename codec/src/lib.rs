@@ -1,1 +1,26 @@
-//! placeholder
+#![doc = include_str!("../README.md")]
+//!
+//! # Reading order
+//! [`encode`](Encoder) and [`decode`](Decoder) list the stages; `stages/` holds one stage and its mirror per file; `format/` is
+//! `docs/kv-format.md` in code; `plan/` is the calibrated tables, [`fit`] makes them.
+#![deny(unsafe_code)]
+
+mod coding;
+mod decode;
+mod encode;
+mod error;
+pub mod fit;
+mod format;
+mod layout;
+mod plan;
+mod side;
+mod stages;
+mod tokens;
+
+pub use coding::{CodecKind, Coding, Limits, TIERS};
+pub use decode::Decoder;
+pub use encode::Encoder;
+pub use error::{Error, Result};
+pub use format::FORMAT_VERSION;
+pub use layout::{KvBlock, KvLayout, MAX_FEATURES};
+pub use plan::{MAX_PLAN_BYTES, Plan, PlanId, TierSteps};

@@ -1,0 +1,227 @@
+//! The decoder: [`crate::Encoder`] backwards, on bytes that nobody vouches for.
+//!
+//! Identity, counts and lengths are checked before anything is allocated for them, the digest before anything is inflated.
+
+use std::sync::Arc;
+
+use half::bf16;
+
+use crate::{
+    coding::Limits,
+    error::{Error, Result},
+    format::{
+        bytes::Reader,
+        chunk::{ChunkHeader, CodecId},
+        digest::unseal,
+        segments::{self, SEGMENT_BYTES_RANGE},
+    },
+    layout::{KvBlock, KvLayout},
+    plan::{KvtcProfile, Plan, PlanId},
+    side::SideContext,
+    stages::{deflate::inflate, escape::ESCAPE_BYTES, order::Order, quantize::Steps, rope::RopeTable},
+    tokens::{Group, Place, Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
+};
+
+/// Turns chunks back into stretches of cache.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    layout: KvLayout,
+    model: [u8; 16],
+    plan: Option<Arc<Plan>>,
+    limits: Limits,
+}
+
+impl Decoder {
+    /// A decoder for chunks of one model. Without a plan it reads the codecs that need none.
+    ///
+    /// # Errors
+    /// [`Error::ModelMismatch`] or [`Error::LayoutMismatch`] when the plan is for another model,
+    /// [`Error::InvalidArgument`] for a bad layout.
+    pub fn new(
+        layout: KvLayout,
+        model_fingerprint: [u8; 16],
+        plan: Option<Arc<Plan>>,
+        limits: Limits,
+    ) -> Result<Self> {
+        layout.validate()?;
+        if let Some(plan) = &plan {
+            plan.check(&layout, model_fingerprint)?;
+        }
+        Ok(Self { layout, model: model_fingerprint, plan, limits })
+    }
+
+    /// Decodes one chunk.
+    ///
+    /// # Errors
+    /// [`Error::LimitExceeded`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`],
+    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`] or
+    /// [`Error::Corrupt`], never a panic, whatever the bytes.
+    pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
+        limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
+        let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
+        self.check(&header)?;
+        let content = unseal("chunk", bytes)?;
+        let mut reader = Reader::new("chunk", content);
+        reader.take(ChunkHeader::SIZE)?;
+        match (header.codec, &self.plan) {
+            (CodecId::Raw, _) => self.decode_raw(&header, reader),
+            (CodecId::Kvtc, Some(plan)) => self.decode_kvtc(&header, plan.kvtc(), reader),
+            (CodecId::Kvtc, None) => Err(Error::PlanMissing { codec: "kvtc" }),
+        }
+    }
+
+    fn check(&self, header: &ChunkHeader) -> Result<()> {
+        if header.model != self.model {
+            return Err(Error::ModelMismatch { what: "chunk", expected: self.model, got: header.model });
+        }
+        header.check_layout(&self.layout)?;
+        limit("tokens of a chunk", self.limits.max_tokens, header.tokens.into())?;
+        match header.codec {
+            CodecId::Raw => check_raw(header),
+            CodecId::Kvtc => self.check_kvtc(header),
+        }
+    }
+
+    fn check_kvtc(&self, header: &ChunkHeader) -> Result<()> {
+        let plan = self.plan.as_ref().ok_or(Error::PlanMissing { codec: "kvtc" })?;
+        if header.plan != plan.id() {
+            return Err(Error::PlanMismatch { expected: plan.id(), got: header.plan });
+        }
+        if (header.sinks, header.window) != (SINKS, WINDOW)
+            || !SEGMENT_BYTES_RANGE.contains(&header.segment_bytes)
+        {
+            let detail = format!(
+                "{} sinks, {} window tokens, segments of {} bytes",
+                header.sinks, header.window, header.segment_bytes
+            );
+            return Err(Error::corrupt("chunk header", detail));
+        }
+        Ok(())
+    }
+
+    fn decode_raw(&self, header: &ChunkHeader, mut reader: Reader<'_>) -> Result<KvBlock> {
+        let tokens = header.tokens as usize;
+        let elements = tokens * self.layout.features();
+        check_payload(header, 2 * elements * size_of::<bf16>())?;
+        let keys = reader.list(elements, bf16::from_le_bytes)?;
+        let values = reader.list(elements, bf16::from_le_bytes)?;
+        match reader.remaining() {
+            0 => Ok(KvBlock { first_token: header.first_token as usize, tokens, keys, values }),
+            extra => Err(Error::corrupt("chunk", format!("{extra} bytes follow the payload"))),
+        }
+    }
+
+    fn decode_kvtc(
+        &self,
+        header: &ChunkHeader,
+        profile: &KvtcProfile,
+        mut reader: Reader<'_>,
+    ) -> Result<KvBlock> {
+        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
+        let place = Place { first_token, tokens, prompt_tokens: header.prompt_tokens as usize };
+        let roles = Roles::of(place, header.sinks, header.window);
+        let shifts = read_shifts(header, &roles, &mut reader)?;
+        let groups = groups(&roles, shifts.as_deref());
+        let exact_len = roles.exact.len() * self.layout.features() * size_of::<bf16>();
+        let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
+        let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
+        let payload_len = 2 * exact_len + keys.len + values.len;
+        check_payload(header, payload_len)?;
+
+        let segment_bytes = header.segment_bytes as usize;
+        let segments = segments::read(&mut reader, payload_len, segment_bytes)?;
+        let mut payload = vec![0; payload_len];
+        inflate(&segments, segment_bytes, &mut payload)?;
+        let (exact_keys, rest) = payload.split_at(exact_len);
+        let (exact_values, rest) = rest.split_at(exact_len);
+        let (key_bytes, value_bytes) = rest.split_at(keys.len);
+
+        let rope = RopeTable::new(&self.layout, first_token, tokens);
+        let decode = |part: &SidePart<'_>, exact: &[u8], bytes: &[u8], rope: Option<&RopeTable>| {
+            let (space, order, groups) = (part.space, &part.order, groups.as_slice());
+            let mut cache = vec![bf16::ZERO; tokens * self.layout.features()];
+            restore_exact(
+                exact,
+                roles.exact.len() * self.layout.head_dim,
+                tokens * self.layout.head_dim,
+                &mut cache,
+            );
+            let context = SideContext { layout: &self.layout, space, order, groups, rope, tokens };
+            context.decode(bytes, &mut cache).map(|()| cache)
+        };
+        let (keys, values) = rayon::join(
+            || decode(&keys, exact_keys, key_bytes, Some(&rope)),
+            || decode(&values, exact_values, value_bytes, None),
+        );
+        Ok(KvBlock { first_token, tokens, keys: keys?, values: values? })
+    }
+}
+
+/// One side's share of the payload, known from the header.
+struct SidePart<'a> {
+    space: &'a crate::plan::space::Space,
+    order: Order,
+    /// Bytes of packed symbols and escapes.
+    len: usize,
+}
+
+impl<'a> SidePart<'a> {
+    fn of(
+        profile: &'a KvtcProfile,
+        side: Side,
+        steps: &Steps,
+        groups: &[Group],
+        escapes: u32,
+    ) -> Result<Self> {
+        let space = profile.space(side);
+        let order = Order::of(space, side, steps, groups);
+        if escapes as usize > order.symbols {
+            let detail = format!("{escapes} escapes among {} symbols", order.symbols);
+            return Err(Error::corrupt("chunk header", detail));
+        }
+        let len = order.packed_len(space) + escapes as usize * ESCAPE_BYTES;
+        Ok(Self { space, order, len })
+    }
+}
+
+fn limit(what: &'static str, limit: usize, got: u64) -> Result<()> {
+    if got > limit as u64 { Err(Error::LimitExceeded { what, limit: limit as u64, got }) } else { Ok(()) }
+}
+
+fn check_raw(header: &ChunkHeader) -> Result<()> {
+    let unused = [header.key_escapes, header.value_escapes, header.segment_bytes];
+    let sizes = [header.sinks, header.window, header.tier.into(), header.window_tier.into()];
+    let is_clean = unused == [0; 3] && sizes == [0; 4] && header.steps == Steps::default();
+    if is_clean && header.plan == PlanId::NONE {
+        Ok(())
+    } else {
+        Err(Error::corrupt("chunk header", "a raw chunk with fields of a coded one"))
+    }
+}
+
+fn check_payload(header: &ChunkHeader, expected: usize) -> Result<()> {
+    if header.payload_bytes == expected as u64 {
+        return Ok(());
+    }
+    let detail = format!("payload of {} bytes, its counts give {expected}", header.payload_bytes);
+    Err(Error::corrupt("chunk header", detail))
+}
+
+fn read_shifts(header: &ChunkHeader, roles: &Roles, reader: &mut Reader<'_>) -> Result<Option<Vec<i8>>> {
+    if !header.has_shifts {
+        return Ok(None);
+    }
+    let packed = reader.take(shift_table_len(roles.body.len()))?;
+    unpack_shifts(packed, roles.body.len()).map(Some)
+}
+
+/// Puts exact elements (low bytes, then high bytes) at the start of every plane of a cache.
+fn restore_exact(planes: &[u8], exact_per_plane: usize, elements_per_plane: usize, cache: &mut [bf16]) {
+    let (low, high) = planes.split_at(planes.len() / 2);
+    let mut elements = low.iter().zip(high).map(|(&low, &high)| bf16::from_le_bytes([low, high]));
+    for plane in cache.chunks_exact_mut(elements_per_plane) {
+        for (to, from) in plane[..exact_per_plane].iter_mut().zip(&mut elements) {
+            *to = from;
+        }
+    }
+}

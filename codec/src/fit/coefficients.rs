@@ -1,0 +1,89 @@
+//! Held-out rows on a basis: projected once, then quantized and coded at as many steps as the search needs.
+
+use rayon::prelude::*;
+
+use crate::{
+    format::segments::{SEGMENT_BYTES, table_len},
+    plan::space::Space,
+    side::write_symbols,
+    stages::{
+        deflate::deflate,
+        order::Order,
+        pca::{TILE_ROWS, project},
+        quantize::{Steps, log_sigma, quantize, step_size},
+    },
+    tokens::{Group, Side},
+};
+
+/// Rows coded as one chunk when sizes are measured: a prompt of usual length.
+const CHUNK_ROWS: usize = 2_048;
+/// Half of a chunk's header and digest.
+const SIDE_OVERHEAD: usize = 56;
+
+/// `[components, rows]`.
+#[derive(Debug)]
+pub(crate) struct Coefficients {
+    pub(crate) rows: usize,
+    data: Vec<f32>,
+}
+
+impl Coefficients {
+    /// Projects `rows`, `[n, P]`, and sorts the components of `space` by the energy found: sets `log_sigma`.
+    pub(crate) fn measure(space: &mut Space, rows: &[f32]) -> Self {
+        let features = space.mean.len();
+        let (count, components) = (rows.len() / features, space.basis.len() / features);
+        let tiles: Vec<Vec<f32>> = rows
+            .par_chunks(TILE_ROWS * features)
+            .map(|tile| {
+                let mut tile = tile.to_vec();
+                tile.resize(TILE_ROWS * features, 0.0);
+                project(space, components, &mut tile)
+            })
+            .collect();
+        let component = |j: usize| {
+            let strips = tiles.iter().map(move |tile| &tile[j * TILE_ROWS..(j + 1) * TILE_ROWS]);
+            strips.flatten().copied().take(count)
+        };
+        let sigma =
+            |j: usize| (component(j).map(|y| f64::from(y).powi(2)).sum::<f64>() / count as f64).sqrt();
+        let mut order: Vec<(i16, usize)> = (0..components).map(|j| (log_sigma(sigma(j)), j)).collect();
+        order.sort_by_key(|&(sigma, j)| (std::cmp::Reverse(sigma), j));
+        let data = order.iter().flat_map(|&(_, j)| component(j)).collect();
+        space.basis = order
+            .iter()
+            .flat_map(|&(_, j)| &space.basis[j * features..(j + 1) * features])
+            .copied()
+            .collect();
+        space.log_sigma = order.into_iter().map(|(sigma, _)| sigma).collect();
+        Self { rows: count, data }
+    }
+
+    /// The coefficients of component `j`.
+    pub(crate) fn component(&self, j: usize) -> &[f32] {
+        &self.data[j * self.rows..(j + 1) * self.rows]
+    }
+
+    /// Bytes of all rows at a step, as chunks of usual length, segment tables and half a header included.
+    pub(crate) fn coded_bytes(&self, space: &Space, exponent: i32) -> usize {
+        let starts: Vec<usize> = (0..self.rows).step_by(CHUNK_ROWS).collect();
+        let chunk =
+            |start: usize| self.chunk_bytes(space, exponent, start, CHUNK_ROWS.min(self.rows - start));
+        starts.into_par_iter().map(chunk).sum()
+    }
+
+    fn chunk_bytes(&self, space: &Space, exponent: i32, start: usize, count: usize) -> usize {
+        let group = Group { tokens: (0..count).collect(), shift: 0, is_window: false };
+        let steps = Steps { keys: exponent as i16, ..Steps::default() };
+        let order = Order::of(space, Side::Keys, &steps, &[group]);
+        let mut symbols = vec![0; order.symbols];
+        for band in &order.bands {
+            for (j, symbols) in band.components.clone().zip(symbols[band.start..].chunks_exact_mut(count)) {
+                quantize(&self.component(j)[start..start + count], step_size(exponent), symbols);
+            }
+        }
+        let side = write_symbols(space, &order, &symbols);
+        let segments = deflate(&side.bytes, &side.breaks, SEGMENT_BYTES as usize);
+        let table = table_len(side.bytes.len() as u64, SEGMENT_BYTES) as usize;
+        segments.iter().map(Vec::len).sum::<usize>() + table + SIDE_OVERHEAD
+    }
+}

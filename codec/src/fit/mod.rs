@@ -1,0 +1,39 @@
+//! Calibration: sample rows and eigenvectors to a [`Plan`](crate::Plan). Mathematics only: the caller runs the model and the eigensolver.
+//!
+//! 1. [`rows`] turns cache blocks into rows, [`Covariance`] sums them up.
+//! 2. The caller diagonalises the covariance (of weighted features, if it has weights) and hands the eigenvectors back as a [`Basis`].
+//! 3. [`PlanBuilder`] measures standard deviations, class tables and steps on held-out rows.
+
+mod builder;
+mod classes;
+mod coefficients;
+mod covariance;
+mod steps;
+
+pub use builder::{Balance, Basis, PlanBuilder, Progress};
+pub use covariance::Covariance;
+
+use crate::{
+    error::Result,
+    layout::{KvBlock, KvLayout},
+    stages::{rope::RopeTable, rows::gather},
+};
+
+/// The rows of a block, keys without RoPE and values, each `[tokens, P]`; features in the order layer, head, dimension.
+///
+/// # Errors
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the block does not fit the layout.
+pub fn rows(block: &KvBlock, layout: &KvLayout) -> Result<(Vec<f32>, Vec<f32>)> {
+    layout.validate()?;
+    block.validate(layout)?;
+    let (features, head_dim) = (layout.features(), layout.head_dim);
+    let rope = RopeTable::new(layout, block.first_token, block.tokens);
+    let gather_all = |cache, rope: Option<&RopeTable>| {
+        let mut rows = vec![0.0; block.tokens * features];
+        for (token, row) in rows.chunks_exact_mut(features).enumerate() {
+            gather(cache, block.tokens, token, head_dim, rope, row);
+        }
+        rows
+    };
+    Ok((gather_all(&block.keys, Some(&rope)), gather_all(&block.values, None)))
+}

@@ -1,0 +1,97 @@
+//! Tiers to steps: bisection on the size that the coder really makes of held-out rows.
+
+use crate::{
+    fit::{builder::Balance, coefficients::Coefficients},
+    format::MAX_GRID,
+    plan::{space::Space, tiers::TierSteps},
+    stages::quantize::GRID_PER_OCTAVE,
+};
+
+/// Finest step tried, below the largest deviation: larger ratios of the two would not fit a symbol.
+const FINEST: i32 = 13 * GRID_PER_OCTAVE;
+/// Coarsest step tried: nothing is left to code.
+const COARSEST: i32 = 4 * GRID_PER_OCTAVE;
+
+/// One side, ready to be coded at any step.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) space: Space,
+    pub(crate) coefficients: Coefficients,
+}
+
+impl Measured {
+    fn bytes(&self, exponent: i32) -> usize {
+        self.coefficients.coded_bytes(&self.space, exponent)
+    }
+
+    /// bf16 bytes of the rows.
+    fn raw_bytes(&self) -> usize {
+        2 * self.coefficients.rows * self.space.mean.len()
+    }
+
+    fn range(&self) -> (i32, i32) {
+        let top = self.space.log_sigma.first().map_or(0, |&top| i32::from(top));
+        let inside = |exponent: i32| exponent.clamp(-i32::from(MAX_GRID), i32::from(MAX_GRID));
+        (inside(top - FINEST), inside(top + COARSEST))
+    }
+}
+
+/// Steps for one tier, not finer than `at_least` (those of the tier below), so that a tier table never falls.
+pub(crate) fn find(
+    keys: &Measured,
+    values: &Measured,
+    tier: u8,
+    balance: Balance,
+    at_least: Option<TierSteps>,
+) -> TierSteps {
+    let goal = |raw: usize| raw / usize::from(tier);
+    let (floor_keys, floor_values) =
+        at_least.map_or((i32::MIN, i32::MIN), |steps| (steps.keys.into(), steps.values.into()));
+    let (keys, values) = match balance {
+        Balance::EqualBytes => {
+            let step = |side: &Measured| bisect(side.range(), goal(side.raw_bytes()), |e| side.bytes(e));
+            (step(keys), step(values))
+        }
+        Balance::OneStep => {
+            let (a, b) = (keys.range(), values.range());
+            let goal = goal(keys.raw_bytes() + values.raw_bytes());
+            let step = bisect((a.0.max(b.0), a.1.max(b.1)), goal, |e| keys.bytes(e) + values.bytes(e));
+            (step, step)
+        }
+    };
+    TierSteps { tier, keys: keys.max(floor_keys) as i16, values: values.max(floor_values) as i16 }
+}
+
+/// The exponent whose size is nearest to `goal`; sizes fall as exponents rise.
+fn bisect((mut low, mut high): (i32, i32), goal: usize, size: impl Fn(i32) -> usize) -> i32 {
+    let (mut above, mut below) = (size(low), size(high));
+    if above <= goal {
+        return low;
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let bytes = size(middle);
+        if bytes > goal {
+            (low, above) = (middle, bytes);
+        } else {
+            (high, below) = (middle, bytes);
+        }
+    }
+    if above - goal < goal.saturating_sub(below) { low } else { high }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bisection_ends_at_the_nearest_size() {
+        let size = |exponent: i32| (1_000 - exponent * exponent) as usize;
+        assert_eq!(bisect((0, 30), 900, size), 10);
+        assert_eq!(bisect((0, 30), 902, size), 10);
+        assert_eq!(bisect((0, 30), 890, size), 10);
+        assert_eq!(bisect((0, 30), 889, size), 11);
+        assert_eq!(bisect((0, 30), 5_000, size), 0);
+        assert_eq!(bisect((0, 30), 0, size), 30);
+    }
+}

@@ -1,0 +1,136 @@
+//! The chunk header: read, checked and written in the order of the format page.
+
+use crate::{
+    error::{Error, Result},
+    format::{
+        CHUNK_MAGIC, FORMAT_VERSION, MAX_GRID,
+        bytes::{Reader, Write},
+    },
+    layout::KvLayout,
+    plan::PlanId,
+    stages::quantize::Steps,
+};
+
+/// Codec numbers of the format that this build implements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CodecId {
+    Raw = 0,
+    Kvtc = 4,
+}
+
+/// Everything before the shift table. Field meanings stand in `docs/kv-format.md`, section 2.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ChunkHeader {
+    pub(crate) codec: CodecId,
+    pub(crate) has_shifts: bool,
+    pub(crate) model: [u8; 16],
+    pub(crate) plan: PlanId,
+    pub(crate) first_token: u32,
+    pub(crate) tokens: u32,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) layers: u16,
+    pub(crate) kv_heads: u16,
+    pub(crate) head_dim: u16,
+    pub(crate) sinks: u16,
+    pub(crate) window: u16,
+    pub(crate) tier: u8,
+    pub(crate) window_tier: u8,
+    pub(crate) steps: Steps,
+    pub(crate) key_escapes: u32,
+    pub(crate) value_escapes: u32,
+    pub(crate) segment_bytes: u32,
+    pub(crate) payload_bytes: u64,
+}
+
+const WHAT: &str = "chunk header";
+const FLAG_SHIFTS: u8 = 1;
+
+impl ChunkHeader {
+    /// Encoded size, in bytes.
+    pub(crate) const SIZE: usize = 96;
+
+    /// Reads a header and checks what can be checked without knowing the model.
+    pub(crate) fn read_from(reader: &mut Reader<'_>) -> Result<Self> {
+        let magic = reader.array()?;
+        if magic != CHUNK_MAGIC {
+            return Err(Error::corrupt(WHAT, format!("it starts with {magic:02x?}, not {CHUNK_MAGIC:02x?}")));
+        }
+        match reader.u16()? {
+            FORMAT_VERSION => {}
+            got => {
+                return Err(Error::UnsupportedVersion { what: "chunk", got, supported: FORMAT_VERSION });
+            }
+        }
+        let codec = match reader.u8()? {
+            0 => CodecId::Raw,
+            4 => CodecId::Kvtc,
+            id => return Err(Error::UnsupportedCodec { id }),
+        };
+        let flags = reader.u8()?;
+        let header = Self {
+            codec,
+            has_shifts: flags & FLAG_SHIFTS != 0,
+            model: reader.array()?,
+            plan: PlanId(reader.array()?),
+            first_token: reader.u32()?,
+            tokens: reader.u32()?,
+            prompt_tokens: reader.u32()?,
+            layers: reader.u16()?,
+            kv_heads: reader.u16()?,
+            head_dim: reader.u16()?,
+            sinks: reader.u16()?,
+            window: reader.u16()?,
+            tier: reader.u8()?,
+            window_tier: reader.u8()?,
+            steps: Steps::read_from(reader)?,
+            key_escapes: reader.u32()?,
+            value_escapes: reader.u32()?,
+            segment_bytes: reader.u32()?,
+            payload_bytes: reader.u64()?,
+        };
+        reader.zeros(4)?;
+        header.validate(flags)?;
+        Ok(header)
+    }
+
+    fn validate(&self, flags: u8) -> Result<()> {
+        let allowed_flags = if self.codec == CodecId::Kvtc { FLAG_SHIFTS } else { 0 };
+        if flags & !allowed_flags != 0 {
+            return Err(Error::corrupt(WHAT, format!("flags are {flags:#04x}")));
+        }
+        let end = u64::from(self.first_token) + u64::from(self.tokens);
+        if self.tokens == 0 || end > u64::from(self.prompt_tokens) {
+            let detail = format!(
+                "{} tokens from {} in a prompt of {}",
+                self.tokens, self.first_token, self.prompt_tokens
+            );
+            return Err(Error::corrupt(WHAT, detail));
+        }
+        if let Some(step) = self.steps.all().into_iter().find(|step| step.unsigned_abs() > MAX_GRID as u16) {
+            return Err(Error::corrupt(WHAT, format!("step exponent {step} is outside +-{MAX_GRID}")));
+        }
+        Ok(())
+    }
+
+    /// Refuses a cache of another shape.
+    pub(crate) fn check_layout(&self, layout: &KvLayout) -> Result<()> {
+        let [layers, kv_heads, head_dim] = [self.layers, self.kv_heads, self.head_dim].map(usize::from);
+        layout.check_dimensions("chunk", layers, kv_heads, head_dim)
+    }
+
+    /// Appends the header; the mirror of [`Self::read_from`].
+    pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
+        out.put(CHUNK_MAGIC);
+        out.put(FORMAT_VERSION.to_le_bytes());
+        out.put([self.codec as u8, if self.has_shifts { FLAG_SHIFTS } else { 0 }]);
+        out.put(self.model);
+        out.put(self.plan.0);
+        out.put_all(&[self.first_token, self.tokens, self.prompt_tokens], u32::to_le_bytes);
+        out.put_all(&[self.layers, self.kv_heads, self.head_dim, self.sinks, self.window], u16::to_le_bytes);
+        out.put([self.tier, self.window_tier]);
+        out.put_all(&self.steps.all(), i16::to_le_bytes);
+        out.put_all(&[self.key_escapes, self.value_escapes, self.segment_bytes], u32::to_le_bytes);
+        out.put(self.payload_bytes.to_le_bytes());
+        out.put([0; 4]);
+    }
+}

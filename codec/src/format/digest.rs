@@ -1,0 +1,30 @@
+//! The 16 bytes at the end of every chunk and plan that tell damage from data.
+
+use crate::error::{Error, Result};
+
+/// Length of a digest.
+pub(crate) const DIGEST_BYTES: usize = 16;
+
+/// First 16 bytes of BLAKE3.
+pub(crate) fn digest(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+    let mut head = [0; DIGEST_BYTES];
+    head.copy_from_slice(&blake3::hash(bytes).as_bytes()[..DIGEST_BYTES]);
+    head
+}
+
+/// Appends the digest of everything that is there.
+pub(crate) fn seal(bytes: &mut Vec<u8>) {
+    let digest = digest(bytes);
+    bytes.extend_from_slice(&digest);
+}
+
+/// Checks the digest at the end of `bytes`; the mirror of [`seal`].
+pub(crate) fn unseal<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    let Some((content, stored)) = bytes.split_last_chunk::<DIGEST_BYTES>() else {
+        return Err(Error::Truncated { what, needed: DIGEST_BYTES as u64, available: bytes.len() as u64 });
+    };
+    if digest(content) != *stored {
+        return Err(Error::corrupt(what, "its digest does not match its bytes"));
+    }
+    Ok(content)
+}

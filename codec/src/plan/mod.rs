@@ -1,0 +1,106 @@
+//! A plan: everything that the lossy codecs must know about one model, calibrated once, the same bytes on both ends.
+//!
+//! Not how it is found: that is [`crate::fit`].
+
+pub(crate) mod classes;
+mod file;
+pub(crate) mod profile;
+pub(crate) mod space;
+pub(crate) mod tiers;
+
+use std::fmt;
+
+use crate::{
+    error::{Error, Result, hex},
+    layout::KvLayout,
+};
+pub use file::MAX_PLAN_BYTES;
+pub(crate) use profile::KvtcProfile;
+pub use tiers::TierSteps;
+
+/// Content id of a plan: the first 16 bytes of BLAKE3 over its file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PlanId(pub [u8; 16]);
+
+impl PlanId {
+    /// In chunks of codecs that need no plan.
+    pub const NONE: Self = Self([0; 16]);
+}
+
+impl fmt::Display for PlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for PlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PlanId({self})")
+    }
+}
+
+/// The calibrated tables of one model. Cheap to share behind an [`Arc`](std::sync::Arc), never changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    id: PlanId,
+    model: [u8; 16],
+    layout: KvLayout,
+    kvtc: KvtcProfile,
+}
+
+impl Plan {
+    /// The content id, equal on both ends exactly when the plans are.
+    pub fn id(&self) -> PlanId {
+        self.id
+    }
+
+    /// Fingerprint of the model it was calibrated on.
+    pub fn model_fingerprint(&self) -> [u8; 16] {
+        self.model
+    }
+
+    /// Shape of that model's cache.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// The measured steps by tier; other tiers are interpolated.
+    pub fn tiers(&self) -> &[TierSteps] {
+        &self.kvtc.tiers.0
+    }
+
+    /// Components in the bases of keys and of values.
+    pub fn components(&self) -> (usize, usize) {
+        (self.kvtc.keys.log_sigma.len(), self.kvtc.values.log_sigma.len())
+    }
+
+    /// Components that a tier codes for body tokens, of keys and of values.
+    pub fn kept_components(&self, tier: u8) -> (usize, usize) {
+        let steps = self.kvtc.tiers.steps(tier);
+        (self.kvtc.keys.kept(steps.keys.into()), self.kvtc.values.kept(steps.values.into()))
+    }
+
+    /// Refuses a cache of another shape or with other RoPE frequencies.
+    ///
+    /// # Errors
+    /// [`Error::LayoutMismatch`] with the first difference.
+    pub fn check_layout(&self, layout: &KvLayout) -> Result<()> {
+        layout.check("plan", &self.layout)
+    }
+
+    /// Refuses another model or cache shape.
+    ///
+    /// # Errors
+    /// [`Error::ModelMismatch`] or [`Error::LayoutMismatch`].
+    pub fn check(&self, layout: &KvLayout, model: [u8; 16]) -> Result<()> {
+        self.check_layout(layout)?;
+        if self.model != model {
+            return Err(Error::ModelMismatch { what: "plan", expected: model, got: self.model });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn kvtc(&self) -> &KvtcProfile {
+        &self.kvtc
+    }
+}

@@ -1,0 +1,176 @@
+//! What goes in comes out: exactly for raw and sinks, within the quantizer's bounds for the rest.
+
+mod common;
+
+use std::sync::OnceLock;
+
+use codec::{Coding, Error, KvBlock, fit::Balance};
+use common::{Source, relative_error, small_layout};
+use half::bf16;
+use proptest::prelude::*;
+
+fn source() -> &'static (Source, std::sync::Arc<codec::Plan>) {
+    static SOURCE: OnceLock<(Source, std::sync::Arc<codec::Plan>)> = OnceLock::new();
+    SOURCE.get_or_init(|| {
+        let source = Source::new(small_layout(), 24, 1);
+        let plan = source.plan(None, Balance::EqualBytes);
+        (source, plan)
+    })
+}
+
+/// The tokens `range` of a block.
+fn cut(block: &KvBlock, range: std::ops::Range<usize>, head_dim: usize) -> KvBlock {
+    let cut = |cache: &[bf16]| {
+        let planes = cache.chunks_exact(block.tokens * head_dim);
+        planes.flat_map(|plane| &plane[range.start * head_dim..range.end * head_dim]).copied().collect()
+    };
+    KvBlock {
+        first_token: block.first_token + range.start,
+        tokens: range.len(),
+        keys: cut(&block.keys),
+        values: cut(&block.values),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn raw_is_exact_for_any_bits(tokens in 1usize..20, first in 0usize..1_000, seed in any::<u64>()) {
+        let (source, plan) = source();
+        let mut block = source.block(first, tokens, seed);
+        block.keys[0] = bf16::NAN;
+        block.values[1] = bf16::NEG_INFINITY;
+        let bytes = source.raw_encoder(first + tokens).encode(&block).unwrap();
+        let back = source.decoder(plan).decode(&bytes).unwrap();
+        let bits = |cache: &[bf16]| cache.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        prop_assert_eq!(bits(&back.keys), bits(&block.keys));
+        prop_assert_eq!(bits(&back.values), bits(&block.values));
+        prop_assert_eq!((back.first_token, back.tokens), (first, tokens));
+    }
+
+    #[test]
+    fn any_chunking_decodes_to_the_same_cache(
+        prompt in 1usize..300, cuts in prop::collection::vec(0usize..300, 0..4), tier in 4u8..=128, seed in 0u64..8
+    ) {
+        let (source, plan) = source();
+        let (encoder, decoder) = (source.encoder(plan, tier, prompt), source.decoder(plan));
+        let block = source.block(0, prompt, seed);
+        let whole = decoder.decode(&encoder.encode(&block).unwrap()).unwrap();
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at % prompt).chain([0, prompt]).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        for pair in cuts.windows(2) {
+            let part = encoder.encode(&cut(&block, pair[0]..pair[1], 8)).unwrap();
+            prop_assert_eq!(decoder.decode(&part).unwrap(), cut(&whole, pair[0]..pair[1], 8));
+        }
+    }
+
+    #[test]
+    fn any_shifts_decode_and_finer_ones_are_closer(seed in 0u64..8, shifts in prop::collection::vec(-8i8..=7, 400)) {
+        let (source, plan) = source();
+        let (encoder, decoder) = (source.encoder(plan, 16, 400), source.decoder(plan));
+        let block = source.block(0, 400, seed);
+        let mixed = decoder.decode(&encoder.encode_with_shifts(&block, Some(&shifts)).unwrap()).unwrap();
+        prop_assert_eq!(mixed.tokens, 400);
+        let error = |shift: i8| {
+            let bytes = encoder.encode_with_shifts(&block, Some(&[shift; 400])).unwrap();
+            relative_error(&source.layout, source, &decoder.decode(&bytes).unwrap(), &block).0
+        };
+        prop_assert!(error(-6) < error(0) && error(0) < error(6));
+    }
+}
+
+#[test]
+fn equal_shifts_of_zero_change_the_table_only() {
+    let (source, plan) = source();
+    let encoder = source.encoder(plan, 16, 400);
+    let block = source.block(0, 400, 3);
+    let plain = encoder.encode(&block).unwrap();
+    let shifted = encoder.encode_with_shifts(&block, Some(&[0; 400])).unwrap();
+    assert_eq!(shifted.len(), plain.len() + (400usize - 4 - 128).div_ceil(2));
+    let decoder = source.decoder(plan);
+    assert_eq!(decoder.decode(&shifted).unwrap(), decoder.decode(&plain).unwrap());
+}
+
+#[test]
+fn sinks_are_exact_and_the_window_is_closer_than_the_body() {
+    let (source, plan) = source();
+    let block = source.block(0, 600, 5);
+    let bytes = source.encoder(plan, 64, 600).encode(&block).unwrap();
+    let back = source.decoder(plan).decode(&bytes).unwrap();
+    assert_eq!(cut(&back, 0..4, 8), cut(&block, 0..4, 8));
+    let error = |range: std::ops::Range<usize>| {
+        relative_error(&source.layout, source, &cut(&back, range.clone(), 8), &cut(&block, range, 8))
+    };
+    let (body, window) = (error(4..472), error(472..600));
+    assert!(window.0 < body.0 / 4.0 && window.1 < body.1 / 4.0, "window {window:?}, body {body:?}");
+}
+
+#[test]
+fn the_same_block_gives_the_same_bytes_on_any_number_of_threads() {
+    let (source, plan) = source();
+    let block = source.block(0, 700, 6);
+    let encode = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| source.encoder(plan, 12, 700).encode(&block).unwrap())
+    };
+    let first = encode(1);
+    assert!((2..5).all(|threads| encode(threads) == first));
+}
+
+#[test]
+fn weights_move_the_error_to_features_that_do_not_matter() {
+    let source = Source::new(small_layout(), 32, 2);
+    let weights: Vec<f32> = (0..32).map(|i| if i < 16 { 4.0 } else { 0.25 }).collect();
+    let block = source.block(0, 800, 7);
+    let error_of_important = |plan| {
+        let bytes = source.encoder(&plan, 8, 800).encode(&block).unwrap();
+        let back = source.decoder(&plan).decode(&bytes).unwrap();
+        let half = block.values.len() / 2;
+        let error = |a: &[bf16], b: &[bf16]| -> f32 {
+            a.iter().zip(b).map(|(a, b)| (a.to_f32() - b.to_f32()).powi(2)).sum()
+        };
+        error(&back.values[..half], &block.values[..half])
+    };
+    let plain = error_of_important(source.plan(None, Balance::EqualBytes));
+    let weighted = error_of_important(source.plan(Some(weights), Balance::OneStep));
+    assert!(weighted < plain * 0.7, "weighted {weighted}, plain {plain}");
+}
+
+#[test]
+fn a_tier_reaches_its_ratio_on_rows_it_was_not_fitted_to() {
+    let source = Source::new(common::layout(2, 2, 32), 100, 4);
+    let plan = source.plan(None, Balance::EqualBytes);
+    let prompt = 4_000;
+    let body = cut(&source.block(0, prompt, 9), 4..prompt - 128, 32);
+    let raw = body.tokens * source.layout.bytes_per_token();
+    for tier in [6, 8, 14, 32] {
+        let bytes = source.encoder(&plan, tier, prompt).encode(&body).unwrap();
+        let ratio = raw as f64 / bytes.len() as f64;
+        assert!((ratio / f64::from(tier) - 1.0).abs() < 0.15, "tier {tier} gave {ratio}");
+    }
+}
+
+#[test]
+fn nonsense_is_refused_with_a_reason() {
+    let (source, plan) = source();
+    let encoder = source.encoder(plan, 16, 10);
+    let mut block = source.block(0, 8, 1);
+    let refuse = |block: &KvBlock, shifts: Option<&[i8]>| {
+        encoder.encode_with_shifts(block, shifts).unwrap_err().to_string()
+    };
+    assert!(refuse(&block, Some(&[0; 7])).contains("7 shifts"));
+    assert!(refuse(&block, Some(&[8; 8])).contains("shift 8"));
+    assert!(refuse(&source.block(3, 8, 1), None).contains("8 tokens from 3 in a prompt of 10"));
+    block.keys[6 * 8] = bf16::INFINITY;
+    assert!(refuse(&block, None).contains("not finite"));
+    block.keys.pop();
+    assert!(refuse(&block, None).contains("255 key"));
+    let tier = Coding { kind: codec::CodecKind::Kvtc, tier: 3 };
+    let refused = codec::Encoder::new(source.layout.clone(), common::MODEL, Some(plan.clone()), tier, 10);
+    assert!(matches!(refused, Err(Error::InvalidArgument(_))));
+    let refused =
+        codec::Encoder::new(source.layout.clone(), common::MODEL, None, Coding { tier: 8, ..tier }, 10);
+    assert!(matches!(refused, Err(Error::PlanMissing { .. })));
+}
