@@ -1,1 +1,40 @@
-//! placeholder
+//! The front door of the cluster: takes OpenAI requests, places each on a prefill and a decode node, streams the tokens
+//! back as text.
+//!
+//! ```text
+//! client ─HTTP─► app ─► completions ─► relay ─QUIC─► decode, prefill
+//!                           │            ▲
+//!                           ▼            └─ policy ◄─ cluster ◄─ nodes ◄─QUIC─ nodes dial in
+//! client ◄─ sse, or whole ◄─ generation ◄─ tokens
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`Config`], [`RouterModel`] | what it is told |
+//! | `app`, `completions`, `sse` | HTTP in and out |
+//! | `relay`, `leg`, `generation` | one request: on the cluster, on one node, as text |
+//! | `cluster`, `nodes`, `policy` | who is there, how they come and go, who is chosen |
+//! | `error`, `metrics` | how things fail, what is counted |
+//!
+//! It holds no weights and no caches, and it never sees a cache's bytes: those go from prefill to decode.
+#![forbid(unsafe_code)]
+
+mod app;
+mod cluster;
+mod completions;
+mod config;
+mod error;
+mod generation;
+mod leg;
+mod metrics;
+mod model;
+mod nodes;
+mod policy;
+mod relay;
+mod sse;
+mod start;
+
+pub use config::Config;
+pub use model::{ModelError, RouterModel};
+pub use policy::LocalPrefill;
+pub use start::{Running, StartError, start};

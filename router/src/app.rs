@@ -1,0 +1,123 @@
+//! Routes, limits, layers. What a route does is in its own file.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use openai::response::{Object, unix_seconds};
+use openai::{ModelCard, ModelList, Tokenizer};
+use service::{Readiness, Registry, Shutdown, admin};
+use tokio::sync::Semaphore;
+use tracing::{Instrument, info_span};
+use transport::ids::RequestId;
+use uuid::Uuid;
+
+use crate::completions;
+use crate::config::Config;
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::model::RouterModel;
+use crate::relay::Relay;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id taken from a client, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// What the handlers share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) served_name: String,
+    pub(crate) max_model_len: u32,
+    pub(crate) max_body_bytes: u32,
+    pub(crate) max_requests: u32,
+    pub(crate) client_deadline: Duration,
+    pub(crate) tokenizer: Tokenizer,
+    /// One permit per request served at once.
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) relay: Relay,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: Shutdown,
+    created: u64,
+}
+
+impl App {
+    pub(crate) fn new(
+        config: &Config,
+        model: &RouterModel,
+        tokenizer: Tokenizer,
+        relay: Relay,
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self {
+            served_name: model.served_name.clone(),
+            max_model_len: model.max_model_len,
+            max_body_bytes: config.max_body_bytes,
+            max_requests: config.max_requests,
+            client_deadline: config.client_seconds,
+            tokenizer,
+            places: Arc::new(Semaphore::new(config.max_requests as usize)),
+            relay,
+            metrics,
+            shutdown,
+            created: unix_seconds(),
+        }
+    }
+}
+
+/// The HTTP service.
+pub(crate) fn app(app: Arc<App>, readiness: Readiness, registry: Registry) -> Router {
+    let body_limit = DefaultBodyLimit::max(app.max_body_bytes as usize);
+    Router::new()
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models))
+        .merge(admin::routes(readiness, registry))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(body_limit)
+        .layer(middleware::from_fn(name_request))
+        .with_state(app)
+}
+
+async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
+    Json(ModelList::from(vec![ModelCard {
+        id: app.served_name.clone(),
+        object: Object::Model,
+        created: app.created,
+        owned_by: "kvferry".to_owned(),
+        max_model_len: app.max_model_len,
+    }]))
+}
+
+async fn unknown_route(request: Request) -> Response {
+    Error::UnknownRoute { path: request.uri().path().to_owned() }.into_response()
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    Error::WrongMethod { method, path }.into_response()
+}
+
+/// Gives each request a name that is in its logs, in the cluster's messages and in the answer: the client's own where
+/// it sent one. Nodes know requests by UUIDs, so another kind of name stays between client and router.
+async fn name_request(mut request: Request, next: Next) -> Response {
+    let given = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    let given = given.filter(|name| (1..=MAX_REQUEST_ID_BYTES).contains(&name.len())).map(str::to_owned);
+    let id = given
+        .as_deref()
+        .and_then(|name| Uuid::try_parse(name).ok())
+        .map_or_else(RequestId::random, RequestId);
+    let name = given.unwrap_or_else(|| id.to_string());
+    request.extensions_mut().insert(id);
+    let span = info_span!("request", request_id = %id, client_id = (name != id.to_string()).then_some(&name));
+    let mut response = next.run(request).instrument(span).await;
+    if let Ok(value) = HeaderValue::try_from(name) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}

@@ -1,0 +1,267 @@
+//! Who is in the cluster now: nodes join with a registration, stay by heartbeats, and leave when their membership
+//! is dropped. Holds the connections and counts what the router has given each node; decides nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use service::{Readiness, address};
+use transport::handshake;
+use transport::ids::NodeId;
+use transport::message::{KvCoding, Load, Register, Role};
+use transport::{CloseCode, Peer};
+
+use crate::metrics::Metrics;
+use crate::policy::{self, Candidate, Candidates, LocalPrefill, Placement, Rules, Unplaceable, Wanted};
+
+/// Nodes taken at most.
+pub(crate) const MAX_NODES: usize = 1024;
+
+/// The registry; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    rules: Rules,
+    readiness: Readiness,
+    metrics: Metrics,
+    members: Mutex<Members>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    nodes: BTreeMap<NodeId, Node>,
+    /// Registrations so far; tells a node's present membership from its earlier ones.
+    joined: u64,
+    /// Placements so far; rotates among equals.
+    placed: u64,
+    draining: bool,
+}
+
+#[derive(Debug)]
+struct Node {
+    peer: Peer,
+    generation: u64,
+    register: Register,
+    reported: Load,
+    assigned: Arc<AtomicU32>,
+}
+
+/// Why a node may not join.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum JoinError {
+    #[error("a router cannot be a node of another; only prefill and decode nodes register")]
+    Role,
+    #[error("a decode node must say where prefill nodes reach it, with a port; set its KV address")]
+    NoKvAddress,
+    #[error("does not fit node {present}: {reason}")]
+    Mismatch { present: NodeId, reason: String },
+    #[error("the cluster has {limit} nodes already")]
+    Full { limit: usize },
+}
+
+/// A node's place in the cluster; it leaves when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    cluster: Cluster,
+    node: NodeId,
+    generation: u64,
+}
+
+/// A node chosen for a request; counts as load until dropped.
+#[derive(Debug)]
+pub(crate) struct Assigned {
+    pub(crate) id: NodeId,
+    pub(crate) role: Role,
+    pub(crate) peer: Peer,
+    /// Where prefill nodes reach it; decode nodes only.
+    pub(crate) kv_address: Option<SocketAddr>,
+    load: Arc<AtomicU32>,
+}
+
+/// The nodes chosen for a request.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) decode: Assigned,
+    /// The prefill node and the coding between the two; none for a local prefill.
+    pub(crate) prefill: Option<(Assigned, KvCoding)>,
+}
+
+impl Cluster {
+    /// A cluster without nodes.
+    pub(crate) fn new(rules: Rules, readiness: Readiness, metrics: Metrics) -> Self {
+        let members = Mutex::default();
+        let cluster = Self { shared: Arc::new(Shared { rules, readiness, metrics, members }) };
+        cluster.publish(&cluster.members());
+        cluster
+    }
+
+    /// Takes a node in. If it was here under the same name, the earlier connection is closed.
+    pub(crate) fn join(&self, peer: Peer, mut register: Register) -> Result<Membership, JoinError> {
+        let node = peer.hello().node.clone();
+        let mut members = self.members();
+        check(&members, &peer, &register)?;
+        let seen = peer.remote_address().ip();
+        register.kv_address = register.kv_address.map(|bound| address::reachable(bound, seen));
+        members.joined += 1;
+        let generation = members.joined;
+        let (reported, assigned) = Default::default();
+        let replaced =
+            members.nodes.insert(node.clone(), Node { peer, generation, register, reported, assigned });
+        if let Some(old) = replaced {
+            old.peer.close(CloseCode::REPLACED, "the node has come back over a newer connection");
+        }
+        self.publish(&members);
+        Ok(Membership { cluster: self.clone(), node, generation })
+    }
+
+    /// Chooses nodes for a request, without those in `avoided`, and counts it as their load.
+    pub(crate) fn place(&self, wanted: &Wanted, avoided: &[NodeId]) -> Result<Pair, Unplaceable> {
+        let mut members = self.members();
+        members.placed += 1;
+        let candidates = members.candidates(avoided);
+        let found =
+            |node: &NodeId| members.assign(node).expect("placed on a node that was listed; this is a bug");
+        Ok(match policy::place(&candidates, wanted, &self.shared.rules, members.placed)? {
+            Placement::Split { prefill, decode, coding } => {
+                Pair { decode: found(&decode), prefill: Some((found(&prefill), coding)) }
+            }
+            Placement::Local { decode } => Pair { decode: found(&decode), prefill: None },
+        })
+    }
+
+    /// Nodes that are here now.
+    pub(crate) fn len(&self) -> usize {
+        self.members().nodes.len()
+    }
+
+    /// Makes the router look unready from now on.
+    pub(crate) fn drain(&self) {
+        let mut members = self.members();
+        members.draining = true;
+        self.publish(&members);
+    }
+
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.shared.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells probes and metrics what the cluster has become.
+    fn publish(&self, members: &Members) {
+        let count = |role| members.nodes.values().filter(|node| node.role() == role).count();
+        let (prefill, decode) = (count(Role::Prefill), count(Role::Decode));
+        self.shared.metrics.nodes(prefill, decode);
+        let needs_prefill = self.shared.rules.local_prefill == LocalPrefill::Never;
+        match (members.draining, decode, prefill) {
+            (true, _, _) => self.shared.readiness.set_unready("draining"),
+            (false, 0, _) => self.shared.readiness.set_unready("no decode node is registered"),
+            (false, _, 0) if needs_prefill => {
+                self.shared.readiness.set_unready("no prefill node is registered");
+            }
+            (false, _, _) => self.shared.readiness.set_ready(),
+        }
+    }
+}
+
+impl Members {
+    fn candidates(&self, avoided: &[NodeId]) -> Candidates {
+        let mut candidates = Candidates::default();
+        let usable = self
+            .nodes
+            .iter()
+            .filter(|(id, node)| !avoided.contains(id) && node.peer.close_reason().is_none());
+        for (id, node) in usable {
+            match node.role() {
+                Role::Prefill => candidates.prefill.push(node.candidate(id)),
+                Role::Decode => candidates.decode.push(node.candidate(id)),
+                Role::Router => {}
+            }
+        }
+        candidates
+    }
+
+    fn assign(&self, id: &NodeId) -> Option<Assigned> {
+        let node = self.nodes.get(id)?;
+        node.assigned.fetch_add(1, Ordering::Relaxed);
+        Some(Assigned {
+            id: id.clone(),
+            role: node.role(),
+            peer: node.peer.clone(),
+            kv_address: node.register.kv_address,
+            load: Arc::clone(&node.assigned),
+        })
+    }
+}
+
+impl Node {
+    fn role(&self) -> Role {
+        self.peer.hello().role
+    }
+
+    /// A heartbeat is up to a second old, so requests assigned since then are counted here as well.
+    fn candidate(&self, id: &NodeId) -> Candidate {
+        let reported = self.reported.running.saturating_add(self.reported.waiting);
+        Candidate {
+            node: id.clone(),
+            in_flight: self.assigned.load(Ordering::Relaxed).max(reported),
+            max_sessions: self.register.max_sessions,
+            max_session_tokens: self.register.max_session_tokens,
+            has_plan: self.peer.hello().model.plan_id.is_some(),
+        }
+    }
+}
+
+fn check(members: &Members, peer: &Peer, register: &Register) -> Result<(), JoinError> {
+    let hello = peer.hello();
+    match hello.role {
+        Role::Router => return Err(JoinError::Role),
+        Role::Decode if register.kv_address.is_none_or(|address| address.port() == 0) => {
+            return Err(JoinError::NoKvAddress);
+        }
+        Role::Prefill | Role::Decode => {}
+    }
+    let others = members.nodes.iter().filter(|(id, _)| **id != hello.node);
+    if others.clone().count() >= MAX_NODES {
+        return Err(JoinError::Full { limit: MAX_NODES });
+    }
+    // The handshake compared the node with the router, which has no weights; here it is compared with its like.
+    for (present, node) in others {
+        handshake::compare(hello, node.peer.hello()).map_err(|mismatch| JoinError::Mismatch {
+            present: present.clone(),
+            reason: mismatch.to_string(),
+        })?;
+    }
+    Ok(())
+}
+
+impl Membership {
+    /// Takes a heartbeat.
+    pub(crate) fn heartbeat(&self, load: Load) {
+        let mut members = self.cluster.members();
+        if let Some(node) = members.nodes.get_mut(&self.node)
+            && node.generation == self.generation
+        {
+            node.reported = load;
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut members = self.cluster.members();
+        if members.nodes.get(&self.node).is_some_and(|node| node.generation == self.generation) {
+            members.nodes.remove(&self.node);
+            self.cluster.publish(&members);
+        }
+    }
+}
+
+impl Drop for Assigned {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,173 @@
+//! Where a request runs, how its cache is coded, and what may be tried again: pure functions of what is known of the
+//! cluster. Nothing is measured or reserved here; the nodes have the last word.
+
+use std::cmp::Reverse;
+
+use clap::ValueEnum;
+use openai::{KvCodec, KvOptions};
+use transport::ids::NodeId;
+use transport::message::{FailureKind, KvCoding};
+
+use crate::leg::{Cause, Phase};
+
+/// When a decode node runs prompts itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LocalPrefill {
+    /// While no prefill node is registered.
+    #[default]
+    Auto,
+    /// Never: without a prefill node requests are refused.
+    Never,
+    /// For every request.
+    Always,
+}
+
+/// A node as the policy sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub(crate) node: NodeId,
+    /// Requests it is working on.
+    pub(crate) in_flight: u32,
+    /// Requests it admits at once.
+    pub(crate) max_sessions: u32,
+    /// Longest prompt plus generation it takes.
+    pub(crate) max_session_tokens: u32,
+    /// Whether it can speak codecs that need a plan.
+    pub(crate) has_plan: bool,
+}
+
+impl Candidate {
+    /// Share of its sessions that are taken, in units of 2^-16; large and small nodes fill up alike.
+    fn load(&self) -> u64 {
+        (u64::from(self.in_flight) << 16) / u64::from(self.max_sessions.max(1))
+    }
+}
+
+/// Every node that may be chosen, each list in the order of names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Candidates {
+    pub(crate) prefill: Vec<Candidate>,
+    pub(crate) decode: Vec<Candidate>,
+}
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) prompt_tokens: u32,
+    pub(crate) max_tokens: u32,
+    pub(crate) kv: KvOptions,
+}
+
+/// How the operator wants requests placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) local_prefill: LocalPrefill,
+    /// Shortest prompt for which `kv_codec: "auto"` means kvtc.
+    pub(crate) kvtc_min_tokens: u32,
+}
+
+/// Where a request runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// One node runs the prompt, another generates.
+    Split { prefill: NodeId, decode: NodeId, coding: KvCoding },
+    /// One node does both.
+    Local { decode: NodeId },
+}
+
+/// Why a request cannot run anywhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unplaceable {
+    #[error("no decode node is registered; try again when one is")]
+    NoDecode,
+    #[error("no prefill node is registered and decode nodes may not run prompts; try again when one is")]
+    NoPrefill,
+    #[error(
+        "the request needs {needed} tokens, prompt and max_tokens together; the nodes take {longest} at most"
+    )]
+    TooLong { needed: u32, longest: u32 },
+    #[error(
+        "kv_codec \"kvtc\" needs a calibrated plan on a prefill and a decode node; use \"auto\" or \"raw\""
+    )]
+    NoPlan,
+}
+
+/// Chooses the least loaded nodes that can serve the request; `turn` rotates among equals.
+pub(crate) fn place(
+    candidates: &Candidates,
+    wanted: &Wanted,
+    rules: &Rules,
+    turn: u64,
+) -> Result<Placement, Unplaceable> {
+    let needed = wanted.prompt_tokens.saturating_add(wanted.max_tokens);
+    let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
+    let is_local = match rules.local_prefill {
+        LocalPrefill::Always => true,
+        LocalPrefill::Auto => candidates.prefill.is_empty(),
+        LocalPrefill::Never => false,
+    };
+    if is_local {
+        let decode = least_loaded(decode, turn).ok_or(Unplaceable::NoDecode)?;
+        return Ok(Placement::Local { decode: decode.node.clone() });
+    }
+    let prefill = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
+    let can_code = |candidate: &&Candidate| candidate.has_plan || wanted.kv.codec != KvCodec::Kvtc;
+    let decode = least_loaded(decode.into_iter().filter(can_code), turn).ok_or(Unplaceable::NoPlan)?;
+    let prefill = least_loaded(prefill.into_iter().filter(can_code), turn).ok_or(Unplaceable::NoPlan)?;
+    Ok(Placement::Split {
+        prefill: prefill.node.clone(),
+        decode: decode.node.clone(),
+        coding: coding(wanted, rules, prefill.has_plan && decode.has_plan),
+    })
+}
+
+/// The codec for a pair: transform coding saves nothing on short prompts, whose tokens are nearly all attention sinks
+/// and recent window, which it codes finely or not at all.
+fn coding(wanted: &Wanted, rules: &Rules, has_plan: bool) -> KvCoding {
+    let codec = match wanted.kv.codec {
+        KvCodec::Auto if has_plan && wanted.prompt_tokens >= rules.kvtc_min_tokens => KvCodec::Kvtc,
+        KvCodec::Auto | KvCodec::Raw => KvCodec::Raw,
+        KvCodec::Kvtc => KvCodec::Kvtc,
+    };
+    KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier }
+}
+
+fn long_enough(nodes: &[Candidate], needed: u32, none: Unplaceable) -> Result<Vec<&Candidate>, Unplaceable> {
+    let longest = nodes.iter().map(|node| node.max_session_tokens).max().ok_or(none)?;
+    if needed > longest {
+        return Err(Unplaceable::TooLong { needed, longest });
+    }
+    Ok(nodes.iter().filter(|node| node.max_session_tokens >= needed).collect())
+}
+
+fn least_loaded<'a>(nodes: impl IntoIterator<Item = &'a Candidate>, turn: u64) -> Option<&'a Candidate> {
+    let mut nodes: Vec<_> = nodes.into_iter().collect();
+    nodes.sort_by_key(|node| Reverse(node.load()));
+    let least = nodes.last()?.load();
+    let equals: Vec<_> = nodes.into_iter().filter(|node| node.load() == least).collect();
+    // The remainder is below the number of nodes.
+    equals.get((turn % equals.len() as u64) as usize).copied()
+}
+
+/// Whether another node may do better. Only asked before the first token: afterwards the client has seen output that
+/// another attempt need not repeat. A missed first token is not tried again, since the client has waited long.
+pub(crate) fn may_retry(cause: &Cause) -> bool {
+    match cause {
+        Cause::Failed(failure) => match failure.kind {
+            FailureKind::Busy | FailureKind::Unreachable | FailureKind::Draining => true,
+            FailureKind::Invalid | FailureKind::Timeout | FailureKind::Transfer | FailureKind::Internal => {
+                false
+            }
+        },
+        Cause::Lost(_) => true,
+        Cause::Deadline { phase, .. } => match phase {
+            Phase::Reserve => true,
+            Phase::FirstToken | Phase::NextToken => false,
+        },
+        Cause::Protocol(_) => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

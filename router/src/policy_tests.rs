@@ -1,0 +1,138 @@
+//! Tables of placements and retries.
+
+use std::time::Duration;
+
+use transport::message::Failure;
+
+use super::*;
+
+fn node(name: &str, in_flight: u32) -> Candidate {
+    Candidate {
+        node: NodeId(name.into()),
+        in_flight,
+        max_sessions: 8,
+        max_session_tokens: 1000,
+        has_plan: true,
+    }
+}
+
+fn candidates(prefill: Vec<Candidate>, decode: Vec<Candidate>) -> Candidates {
+    Candidates { prefill, decode }
+}
+
+fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted {
+    Wanted { prompt_tokens, max_tokens: 10, kv: KvOptions { report: false, codec, tier: 16 } }
+}
+
+const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, kvtc_min_tokens: 256 };
+
+/// "prefill>decode:codec" or "decode", or the reason.
+fn placed(candidates: &Candidates, wanted: &Wanted, rules: &Rules, turn: u64) -> String {
+    match place(candidates, wanted, rules, turn) {
+        Ok(Placement::Split { prefill, decode, coding }) => format!("{prefill}>{decode}:{}", coding.codec),
+        Ok(Placement::Local { decode }) => decode.0,
+        Err(reason) => reason.to_string(),
+    }
+}
+
+#[test]
+fn the_least_loaded_pair_is_chosen() {
+    let nodes = candidates(vec![node("p1", 3), node("p2", 1)], vec![node("d1", 0), node("d2", 5)]);
+    assert_eq!(placed(&nodes, &wanted(10, KvCodec::Auto), &AUTO, 7), "p2>d1:raw");
+}
+
+#[test]
+fn load_is_relative_to_a_nodes_size() {
+    let large = Candidate { max_sessions: 64, ..node("large", 8) };
+    let nodes = candidates(vec![node("p", 0)], vec![large, node("small", 2)]);
+    assert_eq!(placed(&nodes, &wanted(10, KvCodec::Auto), &AUTO, 0), "p>large:raw");
+}
+
+#[test]
+fn equals_take_turns() {
+    let nodes = candidates(vec![node("p", 0)], vec![node("d1", 1), node("d2", 1), node("d3", 2)]);
+    let chosen: Vec<_> = (0..4).map(|turn| placed(&nodes, &wanted(10, KvCodec::Raw), &AUTO, turn)).collect();
+    assert_eq!(chosen, ["p>d1:raw", "p>d2:raw", "p>d1:raw", "p>d2:raw"]);
+}
+
+#[test]
+fn auto_codes_long_prompts_between_nodes_with_a_plan() {
+    let without = |name| Candidate { has_plan: false, ..node(name, 0) };
+    let both = candidates(vec![node("p", 0)], vec![node("d", 0)]);
+    let one = candidates(vec![node("p", 0)], vec![without("d")]);
+    for (nodes, prompt, codec, expected) in [
+        (&both, 255, KvCodec::Auto, "p>d:raw"),
+        (&both, 256, KvCodec::Auto, "p>d:kvtc"),
+        (&both, 900, KvCodec::Raw, "p>d:raw"),
+        (&both, 5, KvCodec::Kvtc, "p>d:kvtc"),
+        (&one, 900, KvCodec::Auto, "p>d:raw"),
+    ] {
+        assert_eq!(placed(nodes, &wanted(prompt, codec), &AUTO, 0), expected);
+    }
+    assert_eq!(place(&one, &wanted(900, KvCodec::Kvtc), &AUTO, 0), Err(Unplaceable::NoPlan));
+}
+
+#[test]
+fn a_wish_for_kvtc_goes_to_nodes_with_a_plan_even_if_they_are_busier() {
+    let bare = Candidate { has_plan: false, ..node("bare", 0) };
+    let nodes = candidates(vec![node("p", 0)], vec![bare, node("planned", 7)]);
+    assert_eq!(placed(&nodes, &wanted(10, KvCodec::Kvtc), &AUTO, 0), "p>planned:kvtc");
+}
+
+#[test]
+fn local_prefill_follows_the_rule() {
+    let both = candidates(vec![node("p", 0)], vec![node("d", 0)]);
+    let decode_only = candidates(vec![], vec![node("d", 0)]);
+    for (rule, with_both, alone) in [
+        (LocalPrefill::Auto, Ok("p>d:raw"), Ok("d")),
+        (LocalPrefill::Always, Ok("d"), Ok("d")),
+        (LocalPrefill::Never, Ok("p>d:raw"), Err(Unplaceable::NoPrefill)),
+    ] {
+        let rules = Rules { local_prefill: rule, ..AUTO };
+        for (nodes, expected) in [(&both, with_both), (&decode_only, alone)] {
+            let expected = expected.map_or_else(|reason| reason.to_string(), str::to_owned);
+            assert_eq!(placed(nodes, &wanted(10, KvCodec::Auto), &rules, 0), expected, "{rule:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let none = Candidates::default();
+    let prefill_only = candidates(vec![node("p", 0)], vec![]);
+    for nodes in [none, prefill_only] {
+        assert_eq!(place(&nodes, &wanted(1, KvCodec::Auto), &AUTO, 0), Err(Unplaceable::NoDecode));
+    }
+}
+
+#[test]
+fn sessions_go_where_they_fit() {
+    let short = Candidate { max_session_tokens: 100, ..node("short", 0) };
+    let nodes = candidates(vec![node("p", 0)], vec![short, node("long", 7)]);
+    assert_eq!(placed(&nodes, &wanted(90, KvCodec::Raw), &AUTO, 0), "p>short:raw");
+    assert_eq!(placed(&nodes, &wanted(91, KvCodec::Raw), &AUTO, 0), "p>long:raw");
+    let too_long = Unplaceable::TooLong { needed: 1001, longest: 1000 };
+    assert_eq!(place(&nodes, &wanted(991, KvCodec::Raw), &AUTO, 0), Err(too_long));
+}
+
+#[test]
+fn only_what_another_node_can_mend_is_tried_again() {
+    let failed = |kind| Cause::Failed(Failure { kind, message: String::new() });
+    let deadline = |phase| Cause::Deadline { phase, after: Duration::ZERO };
+    for (cause, expected) in [
+        (failed(FailureKind::Busy), true),
+        (failed(FailureKind::Unreachable), true),
+        (failed(FailureKind::Draining), true),
+        (failed(FailureKind::Invalid), false),
+        (failed(FailureKind::Timeout), false),
+        (failed(FailureKind::Transfer), false),
+        (failed(FailureKind::Internal), false),
+        (Cause::Lost("gone".into()), true),
+        (deadline(Phase::Reserve), true),
+        (deadline(Phase::FirstToken), false),
+        (deadline(Phase::NextToken), false),
+        (Cause::Protocol("nonsense".into()), false),
+    ] {
+        assert_eq!(may_retry(&cause), expected, "{cause:?}");
+    }
+}

@@ -1,0 +1,286 @@
+//! The life of one request in the cluster: reserve, prefill, first token, further tokens. Token ids only; text is
+//! made in [`crate::generation`].
+//!
+//! ```text
+//! place ─► Reserve to decode ─► Reserved ─► Prefill to prefill ─► Ready ─► Token.. ─► Finished
+//!   ▲                                                              │
+//!   └── another node, while may_retry, before the first token ◄── failure: both legs dropped, which resets them
+//! ```
+
+use std::time::Duration;
+
+use openai::KvOptions;
+use tokio::time::Instant;
+use tracing::info;
+use transport::ids::{NodeId, RequestId, Ticket};
+use transport::message::{
+    DecodeTarget, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, KvCoding, KvSource, Prefill,
+    Request, Reserve, Role, Sampling, Transfer,
+};
+
+use crate::cluster::{Assigned, Cluster, Pair};
+use crate::config::Config;
+use crate::error::Error;
+use crate::leg::{Cause, Leg, NodeError, Phase, role_name};
+use crate::metrics::Metrics;
+use crate::policy::{self, Wanted};
+
+/// When decode reports a broken transfer, how long prefill is given to say what really happened.
+const ROOT_CAUSE_WAIT: Duration = Duration::from_millis(250);
+
+/// Runs requests on the cluster; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Relay {
+    cluster: Cluster,
+    metrics: Metrics,
+    retries: u32,
+    reserve: Duration,
+    first_token: Duration,
+    next_token: Duration,
+}
+
+/// A request in token ids.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) request: RequestId,
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) max_tokens: u32,
+    pub(crate) sampling: Sampling,
+    pub(crate) kv: KvOptions,
+}
+
+/// A generation whose first token is there. Dropped, it is cancelled on the nodes.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) first_token: u32,
+    pub(crate) transfer: Transfer,
+    decode: Leg,
+    /// Kept until the end, so that a delivered prefill is not cancelled behind its delivery.
+    _prefill: Option<Leg>,
+    deadline: Duration,
+}
+
+/// What comes after the first token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Token(u32),
+    Finished(FinishReason),
+}
+
+impl Relay {
+    pub(crate) fn new(cluster: Cluster, metrics: Metrics, config: &Config) -> Self {
+        Self {
+            cluster,
+            metrics,
+            retries: config.retries,
+            reserve: config.reserve_seconds,
+            first_token: config.first_token_seconds,
+            next_token: config.next_token_seconds,
+        }
+    }
+
+    /// Runs a request up to its first token, on other nodes where the first ones cannot.
+    pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
+        let prompt_tokens = prompt_tokens(job);
+        let wanted = Wanted { prompt_tokens, max_tokens: job.max_tokens, kv: job.kv };
+        let mut avoided: Vec<NodeId> = Vec::new();
+        let mut last_error: Option<NodeError> = None;
+        loop {
+            let pair = match self.cluster.place(&wanted, &avoided) {
+                Ok(pair) => pair,
+                // Without the nodes that failed there are none; how they failed says more than that.
+                Err(unplaceable) => return Err(last_error.map_or_else(|| unplaceable.into(), Error::Node)),
+            };
+            let names = Names::of(&pair);
+            let error = match self.attempt(job, pair).await {
+                Ok(tokens) => return Ok(tokens),
+                Err(error) => error,
+            };
+            self.metrics.node_failed(role_name(error.role), Error::Node(error.clone()).face().code);
+            if avoided.len() >= self.retries as usize || !policy::may_retry(&error.cause) {
+                return Err(error.into());
+            }
+            info!(%error, "trying other nodes");
+            self.metrics.retries.inc();
+            avoided.push(names.suspect(&error));
+            last_error = Some(error);
+        }
+    }
+
+    /// One attempt on one pair. Whatever fails, both legs are dropped, and that cancels both sides.
+    async fn attempt(&self, job: &Job, pair: Pair) -> Result<Tokens, NodeError> {
+        let Pair { decode, prefill } = pair;
+        let kv_address = decode.kv_address;
+        let (mut decode, ticket) = self.reserve(job, decode, prefill.is_none()).await?;
+        let mut prefill = match prefill {
+            None => None,
+            Some((node, coding)) => {
+                let no_address =
+                    || decode.error(Cause::Protocol("it registered without a KV address".into()));
+                let address = kv_address.ok_or_else(no_address)?;
+                let target = DecodeTarget { node: decode.node().id.clone(), address, ticket };
+                Some(self.prefill(job, node, coding, target).await?)
+            }
+        };
+        let (first_token, transfer) = self.await_first_token(&mut decode, prefill.as_mut()).await?;
+        if let Some(prefill) = &mut prefill {
+            prefill.finish();
+        }
+        Ok(Tokens { first_token, transfer, decode, _prefill: prefill, deadline: self.next_token })
+    }
+
+    async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {
+        let source =
+            if is_local { KvSource::Local { token_ids: job.token_ids.clone() } } else { KvSource::Remote };
+        let request = Request::Reserve(Reserve {
+            request: job.request,
+            prompt_tokens: prompt_tokens(job),
+            max_tokens: job.max_tokens,
+            sampling: job.sampling.clone(),
+            source,
+        });
+        let mut leg = Leg::open(node, &request, self.reserve).await?;
+        match leg.recv(Phase::Reserve, self.reserve).await? {
+            FromDecode::Reserved { ticket } => Ok((leg, ticket)),
+            FromDecode::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
+            other => Err(unexpected(&leg, &other)),
+        }
+    }
+
+    async fn prefill(
+        &self,
+        job: &Job,
+        node: Assigned,
+        coding: KvCoding,
+        target: DecodeTarget,
+    ) -> Result<Leg, NodeError> {
+        let request = Request::Prefill(Prefill {
+            request: job.request,
+            token_ids: job.token_ids.clone(),
+            sampling: job.sampling.clone(),
+            coding,
+            target,
+        });
+        Leg::open(node, &request, self.reserve).await
+    }
+
+    /// Waits for decode's first token; a failure on either side ends the wait.
+    async fn await_first_token(
+        &self,
+        decode: &mut Leg,
+        mut prefill: Option<&mut Leg>,
+    ) -> Result<(u32, Transfer), NodeError> {
+        let end = Instant::now() + self.first_token;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let from_prefill = async {
+                match prefill.as_deref_mut() {
+                    Some(leg) => prefill_outcome(leg, left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let from_decode = tokio::select! {
+                // Decode fails when prefill does; in that order the cause is found first.
+                biased;
+                outcome = from_prefill => {
+                    outcome?;
+                    prefill = None;
+                    continue;
+                }
+                message = decode.recv(Phase::FirstToken, left) => message?,
+            };
+            return match from_decode {
+                FromDecode::Ready { first_token, transfer } => Ok((first_token, transfer)),
+                FromDecode::Fail(failure) => Err(root_cause(decode, failure, prefill).await),
+                other => Err(unexpected(decode, &other)),
+            };
+        }
+    }
+}
+
+/// The two nodes of an attempt.
+struct Names {
+    decode: NodeId,
+    prefill: Option<NodeId>,
+}
+
+impl Names {
+    fn of(pair: &Pair) -> Self {
+        Self {
+            decode: pair.decode.id.clone(),
+            prefill: pair.prefill.as_ref().map(|(node, _coding)| node.id.clone()),
+        }
+    }
+
+    /// The node to avoid next time: the one that failed, or the one that it could not reach.
+    fn suspect(&self, error: &NodeError) -> NodeId {
+        let blames_other =
+            matches!(&error.cause, Cause::Failed(failure) if failure.kind == FailureKind::Unreachable);
+        match (&self.prefill, error.role, blames_other) {
+            (Some(_), Role::Prefill, true) => self.decode.clone(),
+            (Some(prefill), Role::Decode, true) => prefill.clone(),
+            _ => error.node.clone(),
+        }
+    }
+}
+
+/// Waits until prefill has delivered. Its own deadline is not what ran out if decode's did as well, so the shared
+/// deadline is reported for the node that is working: prefill, until it has delivered.
+async fn prefill_outcome(leg: &mut Leg, left: Duration) -> Result<(), NodeError> {
+    match leg.recv(Phase::FirstToken, left).await? {
+        FromPrefill::Prefilled => Ok(()),
+        FromPrefill::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
+    }
+}
+
+/// Decode sees a broken transfer when prefill has failed; prefill knows better why, if it can still say so.
+async fn root_cause(decode: &Leg, failure: Failure, prefill: Option<&mut Leg>) -> NodeError {
+    if failure.kind == FailureKind::Transfer
+        && let Some(prefill) = prefill
+        && let Err(error) = prefill_outcome(prefill, ROOT_CAUSE_WAIT).await
+        && !matches!(error.cause, Cause::Deadline { .. })
+    {
+        return error;
+    }
+    decode.error(Cause::Failed(failure))
+}
+
+fn unexpected(leg: &Leg, message: &FromDecode) -> NodeError {
+    let name = match message {
+        FromDecode::Reserved { .. } => "Reserved",
+        FromDecode::Ready { .. } => "Ready",
+        FromDecode::Token { .. } => "Token",
+        FromDecode::Finished { .. } => "Finished",
+        FromDecode::Fail(_) => "Fail",
+    };
+    leg.error(Cause::Protocol(format!("{name} came out of turn")))
+}
+
+fn prompt_tokens(job: &Job) -> u32 {
+    u32::try_from(job.token_ids.len()).unwrap_or(u32::MAX)
+}
+
+impl Tokens {
+    /// The next token, or the end.
+    pub(crate) async fn next(&mut self) -> Result<Step, NodeError> {
+        match self.decode.recv(Phase::NextToken, self.deadline).await? {
+            FromDecode::Token { id } => Ok(Step::Token(id)),
+            FromDecode::Finished { reason } => {
+                self.decode.finish();
+                Ok(Step::Finished(reason))
+            }
+            FromDecode::Fail(failure) => Err(self.decode.error(Cause::Failed(failure))),
+            other => Err(unexpected(&self.decode, &other)),
+        }
+    }
+
+    /// An error for a node that says what cannot be.
+    pub(crate) fn protocol_error(&self, reason: String) -> NodeError {
+        self.decode.error(Cause::Protocol(reason))
+    }
+
+    /// The node that generates.
+    pub(crate) fn decode_node(&self) -> &NodeId {
+        &self.decode.node().id
+    }
+}
