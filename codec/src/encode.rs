@@ -45,7 +45,7 @@ impl Encoder {
     ) -> Result<Self> {
         layout.validate()?;
         if coding.kind.needs_plan() {
-            let plan = plan.as_ref().ok_or(Error::PlanMissing { codec: coding.kind.name() })?;
+            let plan = plan.as_ref().ok_or_else(|| Error::PlanMissing { codec: coding.kind.name() })?;
             plan.check(&layout, model_fingerprint)?;
             if !TIERS.contains(&coding.tier) {
                 return Err(Error::InvalidArgument(format!(

@@ -1,4 +1,5 @@
 //! What goes in comes out: exactly for raw and sinks, within the quantizer's bounds for the rest.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -5,7 +5,7 @@ use half::f16;
 use crate::{
     coding::TIERS,
     error::{Error, Result},
-    fit::{classes, coefficients::Coefficients, steps, steps::Measured},
+    fit::{classes, coefficients::Coefficients, steps, steps::Measured, threshold},
     layout::KvLayout,
     plan::{
         KvtcProfile, Plan,
@@ -122,7 +122,9 @@ fn measure((basis, rows): (Basis, Vec<f32>), features: usize) -> Result<Measured
     };
     let coefficients = Coefficients::measure(&mut space, &rows);
     space.classes = classes::fit(&space, &coefficients);
-    Ok(Measured { space, coefficients })
+    let mut side = Measured { space, coefficients };
+    threshold::choose(&mut side);
+    Ok(side)
 }
 
 fn check(basis: &Basis, rows: &[f32], features: usize) -> Result<()> {

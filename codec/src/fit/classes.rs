@@ -17,11 +17,10 @@ use crate::{
     },
 };
 
-/// Components whose class is lower are not coded: sigma is under a quarter of the step, so that fewer than 2 % of a Gaussian's
-/// symbols would not be 0.
-const FIRST_CLASS: i32 = -6;
-/// Classes up to sigma = 2^11 steps have a table of their own.
-const CLASSES: usize = 40;
+/// Lowest class that may be coded: sigma is a quarter of the step, 2 % of a Gaussian's symbols are not 0.
+const LOWEST_CLASS: i32 = -6;
+/// Classes up to sigma = 2^12 steps have a table of their own.
+const CLASSES: usize = 42;
 /// Steps at which statistics are taken, in grid units apart.
 const LADDER: usize = 2 * GRID_PER_CLASS as usize;
 /// Components with less than 2^-12 of the largest deviation do not stretch the ladder.
@@ -43,7 +42,7 @@ struct ClassStats {
 
 /// Neutral tables: every class one symbol a byte, centroids in the middle.
 pub(crate) fn neutral() -> ClassTables {
-    ClassTables { first_class: FIRST_CLASS, tables: vec![ClassStats::default().table(); CLASSES] }
+    ClassTables { first_class: LOWEST_CLASS, tables: vec![ClassStats::default().table(); CLASSES] }
 }
 
 /// Takes statistics over a ladder of steps that brings every component through many classes. `space` has neutral tables.
@@ -59,7 +58,7 @@ pub(crate) fn fit(space: &Space, coefficients: &Coefficients) -> ClassTables {
         }
         stats.table()
     });
-    ClassTables { first_class: FIRST_CLASS, tables: tables.collect() }
+    ClassTables { first_class: LOWEST_CLASS, tables: tables.collect() }
 }
 
 impl ClassStats {

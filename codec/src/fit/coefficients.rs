@@ -10,7 +10,7 @@ use crate::{
         deflate::deflate,
         order::Order,
         pca::{TILE_ROWS, project},
-        quantize::{Steps, log_sigma, quantize, step_size},
+        quantize::{Steps, class_of, dequantize, log_sigma, quantize, step_size},
     },
     tokens::{Group, Side},
 };
@@ -69,6 +69,24 @@ impl Coefficients {
         let chunk =
             |start: usize| self.chunk_bytes(space, exponent, start, CHUNK_ROWS.min(self.rows - start));
         starts.into_par_iter().map(chunk).sum()
+    }
+
+    /// Sum of squared errors over all components at a step, those that are not coded included.
+    pub(crate) fn squared_error(&self, space: &Space, exponent: i32) -> f64 {
+        let step = step_size(exponent);
+        let class = |j: usize| class_of(space.log_sigma[j], exponent) - space.classes.first_class;
+        let error = |j: usize| {
+            let coefficients = self.component(j);
+            let (mut symbols, mut back) = (vec![0; self.rows], vec![0.0; self.rows]);
+            if let Ok(table) = usize::try_from(class(j)) {
+                let table = &space.classes.tables[table.min(space.classes.tables.len() - 1)];
+                quantize(coefficients, step, &mut symbols);
+                dequantize(&symbols, &table.centroids, step, &mut back);
+            }
+            coefficients.iter().zip(back).map(|(y, back)| f64::from(y - back).powi(2)).sum::<f64>()
+        };
+        let errors: Vec<f64> = (0..space.log_sigma.len()).into_par_iter().map(error).collect();
+        errors.into_iter().sum()
     }
 
     fn chunk_bytes(&self, space: &Space, exponent: i32, start: usize, count: usize) -> usize {

@@ -9,6 +9,7 @@ mod classes;
 mod coefficients;
 mod covariance;
 mod steps;
+mod threshold;
 
 pub use builder::{Balance, Basis, PlanBuilder, Progress};
 pub use covariance::Covariance;

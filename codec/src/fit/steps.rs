@@ -12,6 +12,11 @@ const FINEST: i32 = 13 * GRID_PER_OCTAVE;
 /// Coarsest step tried: nothing is left to code.
 const COARSEST: i32 = 4 * GRID_PER_OCTAVE;
 
+/// The step of one side at which its bytes are a `tier`-th of bf16.
+pub(crate) fn find_side(side: &Measured, tier: u8) -> i32 {
+    bisect(side.range(), side.raw_bytes() / usize::from(tier), |exponent| side.bytes(exponent))
+}
+
 /// One side, ready to be coded at any step.
 #[derive(Debug)]
 pub(crate) struct Measured {
@@ -44,17 +49,13 @@ pub(crate) fn find(
     balance: Balance,
     at_least: Option<TierSteps>,
 ) -> TierSteps {
-    let goal = |raw: usize| raw / usize::from(tier);
     let (floor_keys, floor_values) =
         at_least.map_or((i32::MIN, i32::MIN), |steps| (steps.keys.into(), steps.values.into()));
     let (keys, values) = match balance {
-        Balance::EqualBytes => {
-            let step = |side: &Measured| bisect(side.range(), goal(side.raw_bytes()), |e| side.bytes(e));
-            (step(keys), step(values))
-        }
+        Balance::EqualBytes => (find_side(keys, tier), find_side(values, tier)),
         Balance::OneStep => {
             let (a, b) = (keys.range(), values.range());
-            let goal = goal(keys.raw_bytes() + values.raw_bytes());
+            let goal = (keys.raw_bytes() + values.raw_bytes()) / usize::from(tier);
             let step = bisect((a.0.max(b.0), a.1.max(b.1)), goal, |e| keys.bytes(e) + values.bytes(e));
             (step, step)
         }

@@ -134,3 +134,59 @@ impl ChunkHeader {
         out.put([0; 4]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> ChunkHeader {
+        ChunkHeader {
+            codec: CodecId::Kvtc,
+            has_shifts: true,
+            model: [1; 16],
+            plan: PlanId([2; 16]),
+            first_token: 3,
+            tokens: 4,
+            prompt_tokens: 7,
+            layers: 8,
+            kv_heads: 9,
+            head_dim: 10,
+            sinks: 11,
+            window: 12,
+            tier: 13,
+            window_tier: 14,
+            steps: Steps { keys: -15, values: 16, window_keys: -17, window_values: 18 },
+            key_escapes: 19,
+            value_escapes: 20,
+            segment_bytes: 21,
+            payload_bytes: 22,
+        }
+    }
+
+    #[test]
+    fn a_header_survives_and_has_the_written_size() {
+        let mut bytes = Vec::new();
+        header().write_to(&mut bytes);
+        assert_eq!(bytes.len(), ChunkHeader::SIZE);
+        let mut reader = Reader::new("chunk", &bytes);
+        assert_eq!(ChunkHeader::read_from(&mut reader).unwrap(), header());
+        assert_eq!(reader.remaining(), 0);
+    }
+
+    #[test]
+    fn headers_that_contradict_themselves_are_refused() {
+        let broken = [
+            ChunkHeader { tokens: 0, ..header() },
+            ChunkHeader { tokens: 5, ..header() },
+            ChunkHeader { tokens: u32::MAX, first_token: u32::MAX, ..header() },
+            ChunkHeader { steps: Steps { keys: MAX_GRID + 1, ..Steps::default() }, ..header() },
+            ChunkHeader { codec: CodecId::Raw, ..header() },
+        ];
+        for header in broken {
+            let mut bytes = Vec::new();
+            header.write_to(&mut bytes);
+            let refused = ChunkHeader::read_from(&mut Reader::new("chunk", &bytes));
+            assert!(matches!(refused, Err(Error::Corrupt { .. })), "{header:?}");
+        }
+    }
+}

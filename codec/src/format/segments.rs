@@ -36,7 +36,7 @@ pub(crate) fn write(segments: &[Vec<u8>], out: &mut Vec<u8>) -> Result<()> {
     let mut end = 0u32;
     for segment in segments {
         let len = u32::try_from(segment.len()).ok();
-        end = len.and_then(|len| end.checked_add(len)).ok_or(Error::LimitExceeded {
+        end = len.and_then(|len| end.checked_add(len)).ok_or_else(|| Error::LimitExceeded {
             what: "coded bytes of a chunk",
             limit: u64::from(u32::MAX),
             got: u64::from(end) + segment.len() as u64,

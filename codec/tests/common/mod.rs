@@ -1,6 +1,13 @@
 //! Synthetic caches that look like real ones, and a plan fitted to them; seeded, so every run sees the same numbers.
 
-#![allow(dead_code, reason = "every test binary uses its own part of the kit")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test kit: every binary uses its own part of it"
+)]
 
 use std::sync::Arc;
 
@@ -31,10 +38,14 @@ pub struct Source {
     pub layout: KvLayout,
     pub keys: Basis,
     pub values: Basis,
-    rank: usize,
 }
 
 impl Source {
+    /// The source of the golden files.
+    pub fn golden() -> Self {
+        Self::new(small_layout(), 12, 21)
+    }
+
     /// Rows span `rank` directions.
     pub fn new(layout: KvLayout, rank: usize, seed: u64) -> Self {
         let features = layout.features();
@@ -44,7 +55,7 @@ impl Source {
             weights: None,
             vectors: orthogonal(features, rank, &mut rng),
         };
-        Self { keys: basis(), values: basis(), layout, rank }
+        Self { keys: basis(), values: basis(), layout }
     }
 
     /// Rows `[count, P]` of one side.
@@ -99,10 +110,15 @@ impl Source {
 
     /// A plan fitted to this source, weighted or not.
     pub fn plan(&self, weights: Option<Vec<f32>>, balance: Balance) -> Arc<Plan> {
+        self.plan_from(512, weights, balance)
+    }
+
+    /// The same from `count` held-out rows.
+    pub fn plan_from(&self, count: usize, weights: Option<Vec<f32>>, balance: Balance) -> Arc<Plan> {
         let mut rng = ChaCha8Rng::seed_from_u64(77);
         let side = |basis: &Basis, rng: &mut ChaCha8Rng| {
             let basis = Basis { weights: weights.clone(), ..basis.clone() };
-            let rows = self.rows(&basis, 512, rng);
+            let rows = self.rows(&basis, count, rng);
             (basis, rows)
         };
         let (keys, values) = (side(&self.keys, &mut rng), side(&self.values, &mut rng));

@@ -1,0 +1,34 @@
+//! Writes the golden files of the current format version into a folder: `cargo run -p codec --example write_golden FOLDER`.
+//! Only for a new version; the files of a published version never change.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::path::PathBuf;
+
+use codec::fit::Balance;
+use common::Source;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(std::env::args_os().nth(1).ok_or("name a folder to write to")?);
+    let source = Source::golden();
+    let plan = source.plan(Some((0..32).map(|i| 1.0 + i as f32 / 32.0).collect()), Balance::OneStep);
+    let block = source.block(2, 40, 22);
+    let encoder = source.encoder(&plan, 24, 160);
+    let shifts: Vec<i8> = (0..40).map(|i| i % 16 - 8).collect();
+    let chunks = [
+        ("v1.raw", source.raw_encoder(160).encode(&block)?),
+        ("v1.kvtc", encoder.encode(&block)?),
+        ("v1.shifted", encoder.encode_with_shifts(&block, Some(&shifts))?),
+    ];
+    std::fs::create_dir_all(&out)?;
+    std::fs::write(out.join("v1.plan"), plan.to_bytes())?;
+    std::fs::write(out.join("v1.plan.id"), plan.id().to_string())?;
+    for (name, chunk) in chunks {
+        let block = source.decoder(&plan).decode(&chunk)?;
+        let cache: Vec<u8> = block.keys.iter().chain(&block.values).flat_map(|x| x.to_le_bytes()).collect();
+        std::fs::write(out.join(format!("{name}.chunk")), chunk)?;
+        std::fs::write(out.join(format!("{name}.cache")), cache)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! Bytes from a peer that is broken or hostile: always a typed error, never a panic, never memory for what a header merely claims.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::sync::{Arc, OnceLock};
+
+use codec::{Decoder, Error, KvLayout, Limits, Plan, PlanId, fit::Balance};
+use common::{MODEL, Source, layout, small_layout};
+use proptest::prelude::*;
+
+struct Fixture {
+    source: Source,
+    plan: Arc<Plan>,
+    raw: Vec<u8>,
+    kvtc: Vec<u8>,
+}
+
+fn fixture() -> &'static Fixture {
+    static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+    FIXTURE.get_or_init(|| {
+        let source = Source::new(small_layout(), 16, 11);
+        let plan = source.plan(None, Balance::EqualBytes);
+        let raw = source.raw_encoder(3).encode(&source.block(0, 3, 1)).unwrap();
+        let shifts: Vec<i8> = (0..60).map(|i| i % 7 - 3).collect();
+        let encoder = source.encoder(&plan, 16, 170);
+        let kvtc = encoder.encode_with_shifts(&source.block(0, 60, 2), Some(&shifts)).unwrap();
+        Fixture { source, plan, raw, kvtc }
+    })
+}
+
+fn decode(bytes: &[u8]) -> Result<codec::KvBlock, Error> {
+    fixture().source.decoder(&fixture().plan).decode(bytes)
+}
+
+/// Puts a fresh digest under bytes that were tampered with, as a hostile peer would.
+fn reseal(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.truncate(bytes.len() - 16);
+    let digest = blake3::hash(&bytes);
+    bytes.extend_from_slice(&digest.as_bytes()[..16]);
+    bytes
+}
+
+fn patched(bytes: &[u8], at: usize, patch: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + patch.len()].copy_from_slice(patch);
+    reseal(bytes)
+}
+
+#[test]
+fn every_truncation_of_a_chunk_is_refused() {
+    for whole in [&fixture().raw, &fixture().kvtc] {
+        assert!(decode(whole).is_ok());
+        for len in 0..whole.len() {
+            let error = decode(&whole[..len]).unwrap_err();
+            assert!(matches!(error, Error::Truncated { .. } | Error::Corrupt { .. }), "{len}: {error}");
+        }
+        assert!(decode(&[whole.as_slice(), &[0]].concat()).is_err());
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_a_chunk_is_noticed() {
+    for whole in [&fixture().raw, &fixture().kvtc] {
+        for at in 0..whole.len() {
+            for mask in [0x01, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= mask;
+                assert!(decode(&bytes).is_err(), "byte {at} xor {mask:#x} went unnoticed");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_truncation_and_flip_of_a_plan_is_noticed() {
+    let source = Source::new(layout(1, 1, 4), 4, 12);
+    let whole = source.plan(None, Balance::EqualBytes).to_bytes();
+    assert!(Plan::from_bytes(&whole).is_ok());
+    for at in 0..whole.len() {
+        assert!(Plan::from_bytes(&whole[..at]).is_err());
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        assert!(Plan::from_bytes(&bytes).is_err(), "byte {at} went unnoticed");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn resealed_nonsense_in_a_chunk_never_panics(at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)) {
+        for whole in [&fixture().raw, &fixture().kvtc] {
+            let at = at % (whole.len() - 24);
+            let _ = decode(&patched(whole, at, &patch));
+        }
+    }
+
+    #[test]
+    fn resealed_nonsense_in_a_plan_never_panics(at in 0usize..8_000, patch in prop::collection::vec(any::<u8>(), 1..9)) {
+        let whole = fixture().plan.to_bytes();
+        let _ = Plan::from_bytes(&patched(&whole, at % (whole.len() - 24), &patch));
+    }
+
+    #[test]
+    fn noise_is_no_chunk_and_no_plan(noise in prop::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(decode(&noise).is_err());
+        prop_assert!(Plan::from_bytes(&noise).is_err());
+    }
+}
+
+#[test]
+fn claims_beyond_the_limits_are_refused_before_memory_is_taken() {
+    let Fixture { source, plan, raw, kvtc } = fixture();
+    for whole in [raw, kvtc] {
+        let claim = [u32::MAX.to_le_bytes(), u32::MAX.to_le_bytes()].concat();
+        let mut bytes = patched(whole, 44, &claim);
+        bytes[40..44].fill(0);
+        let error = decode(&reseal(bytes)).unwrap_err();
+        assert!(matches!(error, Error::LimitExceeded { got: 4_294_967_295, limit: 8_192, .. }), "{error}");
+        let error = decode(&patched(whole, 84, &(1u64 << 60).to_le_bytes())).unwrap_err();
+        assert!(
+            matches!(error, Error::Corrupt { .. }) && error.to_string().contains("1152921504606846976"),
+            "{error}"
+        );
+        let small = Limits { max_chunk_bytes: whole.len() - 1, ..Limits::default() };
+        let decoder = Decoder::new(source.layout.clone(), MODEL, Some(plan.clone()), small).unwrap();
+        assert!(matches!(decoder.decode(whole), Err(Error::LimitExceeded { .. })));
+    }
+    let error = decode(&patched(kvtc, 72, &u32::MAX.to_le_bytes())).unwrap_err();
+    assert!(error.to_string().contains("4294967295 escapes"), "{error}");
+}
+
+#[test]
+fn another_version_or_codec_is_named() {
+    let kvtc = &fixture().kvtc;
+    assert!(matches!(
+        decode(&patched(kvtc, 4, &[2, 0])),
+        Err(Error::UnsupportedVersion { got: 2, supported: 1, what: "chunk" })
+    ));
+    assert!(matches!(decode(&patched(kvtc, 6, &[3])), Err(Error::UnsupportedCodec { id: 3 })));
+    let plan = fixture().plan.to_bytes();
+    let error = Plan::from_bytes(&patched(&plan, 4, &[9, 0])).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedVersion { got: 9, supported: 1, what: "plan" }));
+}
+
+#[test]
+fn another_model_layout_or_plan_is_named() {
+    let Fixture { source, plan, kvtc, .. } = fixture();
+    let decoder = |layout: KvLayout, model, plan| Decoder::new(layout, model, plan, Limits::default());
+    let other = decoder(source.layout.clone(), [9; 16], None).unwrap();
+    assert!(matches!(other.decode(kvtc), Err(Error::ModelMismatch { what: "chunk", got: MODEL, .. })));
+    let refused = decoder(source.layout.clone(), [9; 16], Some(plan.clone()));
+    assert!(matches!(refused, Err(Error::ModelMismatch { what: "plan", .. })));
+    let other = decoder(layout(2, 2, 16), MODEL, None).unwrap();
+    let error = other.decode(kvtc).unwrap_err();
+    assert_eq!(error.to_string(), "chunk has head_dim 8, the model has 16");
+    let mut scaled = source.layout.clone();
+    scaled.inv_freq[1] *= 0.5;
+    let refused = decoder(scaled, MODEL, Some(plan.clone()));
+    assert!(matches!(refused, Err(Error::LayoutMismatch { field: "RoPE frequency", .. })));
+    let other = decoder(source.layout.clone(), MODEL, None).unwrap();
+    assert!(matches!(other.decode(kvtc), Err(Error::PlanMissing { codec: "kvtc" })));
+    let other_plan = source.plan(None, Balance::OneStep);
+    assert_ne!(other_plan.id(), plan.id());
+    let other = decoder(source.layout.clone(), MODEL, Some(other_plan)).unwrap();
+    assert!(
+        matches!(other.decode(kvtc), Err(Error::PlanMismatch { got, .. }) if got == plan.id() && got != PlanId::NONE)
+    );
+}
+
+#[test]
+fn a_plan_survives_its_file() {
+    let source = Source::new(small_layout(), 16, 13);
+    for weights in [None, Some((1..=32).map(|i| i as f32).collect())] {
+        let plan = source.plan(weights, Balance::EqualBytes);
+        let bytes = plan.to_bytes();
+        let back = Plan::read(&mut bytes.as_slice()).unwrap();
+        assert_eq!(back, *plan);
+        assert_eq!(back.to_bytes(), bytes);
+        assert_eq!(bytes[bytes.len() - 16..], back.id().0);
+    }
+}
