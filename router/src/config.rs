@@ -23,7 +23,7 @@ pub struct Config {
     /// Longest request body in bytes; longer ones are answered with 413.
     #[arg(long, env = "KVFERRY_MAX_BODY_BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     pub max_body_bytes: u32,
-    /// When decode nodes run prompts themselves: while there is no prefill node, never, or always.
+    /// When decode nodes run prompts themselves: while no prefill node can take them, never, or always.
     #[arg(long, env = "KVFERRY_LOCAL_PREFILL", value_enum, default_value_t)]
     pub local_prefill: LocalPrefill,
     /// Shortest prompt in tokens for which kv_codec "auto" means kvtc; shorter ones travel raw.

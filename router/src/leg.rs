@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use transport::ids::NodeId;
-use transport::message::{Failure, Request, Role};
-use transport::{OpenError, RecvError, SendError, Stream};
+use transport::message::{Failure, FromPrefill, Request, Role};
+use transport::{Frame, OpenError, RecvError, SendError, Stream};
 
 use crate::cluster::Assigned;
 
@@ -103,6 +103,19 @@ impl Leg {
     pub(crate) fn finish(&mut self) {
         // Fails only if the node has stopped listening, and then it knows.
         let _ = self.stream.sender.finish();
+    }
+
+    /// Hears the node out when the request went well and only its last words are missing: dropping the leg instead
+    /// would look like a cancellation. Gives up after `deadline`.
+    pub(crate) async fn settle(mut self, deadline: Duration) {
+        self.finish();
+        let to_the_end = async {
+            while let Ok(Frame::Message(_) | Frame::Data(_)) =
+                self.stream.receiver.recv::<FromPrefill>(deadline).await
+            {}
+        };
+        // Late or wrong words change nothing any more.
+        let _ = tokio::time::timeout(deadline, to_the_end).await;
     }
 
     /// The node at the other end.

@@ -13,7 +13,7 @@ use crate::leg::{Cause, Phase};
 /// When a decode node runs prompts itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LocalPrefill {
-    /// While no prefill node is registered.
+    /// While there is no prefill node, or when the only ones have just refused the request.
     #[default]
     Auto,
     /// Never: without a prefill node requests are refused.

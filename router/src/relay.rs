@@ -55,8 +55,6 @@ pub(crate) struct Tokens {
     pub(crate) first_token: u32,
     pub(crate) transfer: Transfer,
     decode: Leg,
-    /// Kept until the end, so that a delivered prefill is not cancelled behind its delivery.
-    _prefill: Option<Leg>,
     deadline: Duration,
 }
 
@@ -123,10 +121,11 @@ impl Relay {
             }
         };
         let (first_token, transfer) = self.await_first_token(&mut decode, prefill.as_mut()).await?;
-        if let Some(prefill) = &mut prefill {
-            prefill.finish();
+        if let Some(prefill) = prefill {
+            // The cache is there, so prefill is done but for saying so; the client need not wait for that.
+            tokio::spawn(prefill.settle(self.reserve));
         }
-        Ok(Tokens { first_token, transfer, decode, _prefill: prefill, deadline: self.next_token })
+        Ok(Tokens { first_token, transfer, decode, deadline: self.next_token })
     }
 
     async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {
