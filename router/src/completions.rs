@@ -80,9 +80,11 @@ pub(crate) async fn create(
             let answer =
                 Answer { generation, frame, include_usage, report_transfer, record, _permit: permit };
             if stream {
-                sse::respond(answer, &app.shutdown, app.client_deadline)
-            } else {
-                whole(answer).await
+                return sse::respond(answer, &app.shutdown, app.client_deadline);
+            }
+            tokio::select! {
+                response = whole(answer) => response,
+                () = app.shutdown.ended() => Error::Draining.into_response(),
             }
         }
         Err(error) => {

@@ -223,8 +223,7 @@ impl Names {
     }
 }
 
-/// Waits until prefill has delivered. Its own deadline is not what ran out if decode's did as well, so the shared
-/// deadline is reported for the node that is working: prefill, until it has delivered.
+/// Waits until prefill has delivered, or says why it cannot.
 async fn prefill_outcome(leg: &mut Leg, left: Duration) -> Result<(), NodeError> {
     match leg.recv(Phase::FirstToken, left).await? {
         FromPrefill::Prefilled => Ok(()),
