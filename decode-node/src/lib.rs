@@ -1,1 +1,61 @@
-//! placeholder
+//! A decode node: holds slots for sessions, takes their KV caches from prefill nodes over QUIC, and continues all ready
+//! generations together, one batched step at a time.
+//!
+//! ```text
+//! router --Reserve--> server ── tickets ──┐
+//! prefill node --KV stream--> receive ── import (decode) ──► session ──► engine ──tokens──► server ──► router
+//! ```
+//!
+//! No step is made on a cache that is not complete and verified; see [`session`] for the states.
+#![forbid(unsafe_code)]
+
+mod config;
+mod engine;
+mod import;
+mod metrics;
+mod receive;
+mod server;
+mod session;
+mod slots;
+mod tickets;
+
+use std::sync::Arc;
+
+use node::{Loaded, Runtime, StartError};
+use service::Shutdown;
+use tracing::info;
+use transport::Identity;
+use transport::message::{Register, Role};
+
+pub use config::Config;
+
+/// Starts a node and returns once its sockets are bound; it joins the router's cluster in the background.
+///
+/// # Errors
+/// For addresses that cannot be listened on and flags that make no sense.
+pub async fn start(
+    config: &Config,
+    loaded: Arc<Loaded>,
+    identity: &Identity,
+    shutdown: Shutdown,
+) -> Result<Runtime, StartError> {
+    let runtime = Runtime::bind(&config.node, Role::Decode, loaded, identity, shutdown).await?;
+    let server = server::Server::new(config, &runtime)?;
+    let intake = receive::Intake {
+        loaded: Arc::clone(&runtime.loaded),
+        tickets: server.tickets.clone(),
+        silence: config.kv_silence(),
+        shutdown: runtime.shutdown.clone(),
+    };
+    tokio::spawn(intake.accept_peers(runtime.endpoint.clone()));
+    let register = Register {
+        kv_address: Some(config.advertise.unwrap_or(runtime.quic_address)),
+        max_session_tokens: config.max_session_tokens(&runtime.loaded),
+        kv_capacity_tokens: config.kv_capacity_tokens,
+        max_sessions: config.node.max_num_seqs,
+    };
+    let load = server.load();
+    info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.loaded.model_id, "decode node is up");
+    runtime.join(config.node.router.clone(), register, load, move |stream| server.serve(stream));
+    Ok(runtime)
+}

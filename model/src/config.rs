@@ -123,7 +123,7 @@ impl Config {
         let disk: OnDisk = serde_json::from_str(text).map_err(|e| e.to_string())?;
         disk.refuse_unsupported()?;
         let rope = disk.rope()?;
-        let head_dim = disk.head_dim.unwrap_or(disk.hidden_size / disk.num_attention_heads.max(1));
+        let head_dim = disk.head_dim.unwrap_or_else(|| disk.hidden_size / disk.num_attention_heads.max(1));
         let config = Self {
             hidden_size: disk.hidden_size,
             intermediate_size: disk.intermediate_size,

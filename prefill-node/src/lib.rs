@@ -1,1 +1,51 @@
-//! placeholder
+//! A prefill node: takes prompts from the router, runs them through the model and ships each KV cache, coded chunk by
+//! chunk, to the decode node that reserved a slot for it.
+//!
+//! ```text
+//! router --Prefill--> server --job--> engine --KvBlock--> ship: encode --chunks--> decode node
+//! ```
+//!
+//! The engine never waits for the wire: its blocks queue up to the end of the prompt, and admission bounds the prompts.
+#![forbid(unsafe_code)]
+
+mod config;
+mod engine;
+mod metrics;
+mod server;
+mod ship;
+
+use std::sync::Arc;
+
+use node::{Loaded, Runtime, StartError};
+use service::Shutdown;
+use tracing::info;
+use transport::message::{Register, Role};
+use transport::{Backoff, Dialer, Identity};
+
+pub use config::Config;
+
+/// Starts a node and returns once its sockets are bound; it joins the router's cluster in the background.
+///
+/// # Errors
+/// For addresses that cannot be listened on and flags that make no sense.
+pub async fn start(
+    config: &Config,
+    loaded: Arc<Loaded>,
+    identity: &Identity,
+    shutdown: Shutdown,
+) -> Result<Runtime, StartError> {
+    let runtime = Runtime::bind(&config.node, Role::Prefill, loaded, identity, shutdown).await?;
+    let max_session_tokens = config.max_session_tokens(&runtime.loaded);
+    let dialer = Dialer::new(runtime.endpoint.clone(), Backoff::default());
+    let server = server::Server::new(config, &runtime, dialer)?;
+    let register = Register {
+        kv_address: None,
+        max_session_tokens,
+        kv_capacity_tokens: max_session_tokens.saturating_mul(config.node.max_num_seqs),
+        max_sessions: config.node.max_num_seqs,
+    };
+    let load = server.load();
+    info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.loaded.model_id, "prefill node is up");
+    runtime.join(config.node.router.clone(), register, load, move |stream| server.serve(stream));
+    Ok(runtime)
+}

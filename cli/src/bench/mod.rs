@@ -1,0 +1,69 @@
+//! `kvferry bench`: what this machine does, each figure beside the one it has to be compared with, measured in turns in
+//! one run.
+#![allow(clippy::print_stdout, reason = "what the command is for")]
+
+mod codec;
+mod model;
+mod timing;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use node::args::default_model_dir;
+
+/// Measures the model and the codec on this machine.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+    /// Hugging Face model directory.
+    #[arg(long, global = true, env = "KVFERRY_MODEL", default_value_os_t = default_model_dir())]
+    model: PathBuf,
+    /// Tokens of the prompt.
+    #[arg(long, global = true, default_value_t = 2048)]
+    tokens: usize,
+    /// Measured repetitions; one more goes first and is not counted.
+    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum What {
+    /// Prompt pass, against candle-transformers' Llama on the same weights.
+    Prefill,
+    /// Decode steps of one session, against candle-transformers' Llama.
+    Decode {
+        /// Sessions stepped together (ours only beyond 1).
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+    },
+    /// Coding and decoding of the prompt's cache, against its prompt pass.
+    Codec {
+        /// Tier of the codec.
+        #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u8).range(4..=128))]
+        tier: u8,
+    },
+}
+
+/// Runs a benchmark and prints its figures.
+///
+/// # Errors
+/// When the model or plan cannot be loaded.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let figures = match args.what {
+        What::Prefill => model::prefill(args)?,
+        What::Decode { batch } => model::decode(args, batch)?,
+        What::Codec { tier } => codec::codec(args, tier)?,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&figures)?);
+    } else {
+        for (name, value) in &figures {
+            println!("{name:>28}  {value}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! A whole cluster in one process, over real QUIC and HTTP on loopback: for the demo, for tests, for trying things out.
+//! Certificates live in memory only.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use node::{Loaded, NodeArgs, Runtime};
+use service::Shutdown;
+use transport::{Authority, Identity};
+
+/// How long the cluster may take until the router has all nodes.
+const READY_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Model directory, for the router's tokenizer and configuration.
+    pub model: PathBuf,
+    /// Where the router listens for HTTP.
+    pub listen: SocketAddr,
+    /// The router's other settings.
+    pub router: router::Config,
+    /// Prefill nodes.
+    pub prefill_nodes: usize,
+    /// Decode nodes.
+    pub decode_nodes: usize,
+    /// Link that each prefill node sends over, in Gb/s; 0 leaves it unshaped.
+    pub link_gbps: f64,
+}
+
+impl Options {
+    /// One node of each kind, any port, no shaping.
+    #[must_use]
+    pub fn new(model: PathBuf) -> Self {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            model,
+            listen,
+            router: router::Config::local(),
+            prefill_nodes: 1,
+            decode_nodes: 1,
+            link_gbps: 0.0,
+        }
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct LocalCluster {
+    /// The router.
+    pub router: router::Running,
+    /// Its prefill nodes.
+    pub prefill: Vec<Runtime>,
+    /// Its decode nodes.
+    pub decode: Vec<Runtime>,
+    authority: Authority,
+    loaded: Arc<Loaded>,
+    options: Options,
+    url: String,
+    shutdown: Shutdown,
+}
+
+impl LocalCluster {
+    /// Starts router and nodes and returns when the router can place requests on all of them.
+    ///
+    /// # Errors
+    /// When an address is taken or the nodes do not find together in time.
+    pub async fn start(loaded: &Arc<Loaded>, options: Options, shutdown: Shutdown) -> anyhow::Result<Self> {
+        let authority = Authority::new()?;
+        let router = start_router(&options, loaded, &authority.issue("router")?, shutdown.clone()).await?;
+        let url = format!("http://{}", router.http);
+        let (loaded, nodes) = (Arc::clone(loaded), (options.prefill_nodes, options.decode_nodes));
+        let mut cluster =
+            Self { router, prefill: vec![], decode: vec![], authority, loaded, options, url, shutdown };
+        for _ in 0..nodes.1 {
+            cluster.add_decode(|_| {}).await?;
+        }
+        for _ in 0..nodes.0 {
+            cluster.add_prefill(|_| {}).await?;
+        }
+        cluster.until_joined(nodes.0 + nodes.1).await?;
+        Ok(cluster)
+    }
+
+    /// Base URL of the router's API.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Starts one more prefill node, with settings changed by `adjust`; it has a shutdown of its own.
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn add_prefill(
+        &mut self,
+        adjust: impl FnOnce(&mut prefill_node::Config),
+    ) -> anyhow::Result<Runtime> {
+        let mut config = prefill_node::Config::local(self.node_args());
+        adjust(&mut config);
+        let identity = self.authority.issue("prefill")?;
+        let node =
+            prefill_node::start(&config, Arc::clone(&self.loaded), &identity, self.node_shutdown()).await?;
+        self.prefill.push(node.clone());
+        Ok(node)
+    }
+
+    /// Starts one more decode node, as [`Self::add_prefill`].
+    ///
+    /// # Errors
+    /// When it cannot start.
+    pub async fn add_decode(
+        &mut self,
+        adjust: impl FnOnce(&mut decode_node::Config),
+    ) -> anyhow::Result<Runtime> {
+        let mut config = decode_node::Config::local(self.node_args());
+        adjust(&mut config);
+        let identity = self.authority.issue("decode")?;
+        let node =
+            decode_node::start(&config, Arc::clone(&self.loaded), &identity, self.node_shutdown()).await?;
+        self.decode.push(node.clone());
+        Ok(node)
+    }
+
+    /// Waits until the router knows so many nodes.
+    ///
+    /// # Errors
+    /// When they are not there in time.
+    pub async fn until_joined(&self, nodes: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + READY_DEADLINE;
+        while self.router.nodes() != nodes {
+            if Instant::now() > deadline {
+                let joined = self.router.nodes();
+                bail!(
+                    "{joined} of {nodes} nodes joined within {READY_DEADLINE:?}; --log-level info says why"
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for the shutdown, then stops nodes and router.
+    ///
+    /// # Errors
+    /// None at present; the router's end may have one.
+    pub async fn finished(self) -> anyhow::Result<()> {
+        self.shutdown.draining().await;
+        for node in self.prefill.iter().chain(&self.decode) {
+            node.shutdown.drain();
+        }
+        for node in self.prefill.iter().chain(&self.decode) {
+            node.finished().await;
+        }
+        self.router.finished().await;
+        Ok(())
+    }
+
+    fn node_args(&self) -> NodeArgs {
+        let mut args = NodeArgs::local(&self.options.model, self.router.quic);
+        args.link_gbps = self.options.link_gbps;
+        args
+    }
+
+    fn node_shutdown(&self) -> Shutdown {
+        Shutdown::new(Duration::from_secs(5))
+    }
+}
+
+async fn start_router(
+    options: &Options,
+    loaded: &Loaded,
+    identity: &Identity,
+    shutdown: Shutdown,
+) -> anyhow::Result<router::Running> {
+    let config = router::Config { http: options.listen, ..options.router.clone() };
+    let model = router::RouterModel::load(&options.model, Some(&loaded.model_id))?;
+    router::start(&config, model, identity, shutdown).await.context("cannot start the router")
+}

@@ -1,0 +1,50 @@
+//! A client of the cluster's own HTTP API, as anybody's would be.
+
+use anyhow::{Context, bail};
+use openai::{Completion, KvTransfer};
+use serde_json::json;
+
+/// Tokens generated per request.
+const MAX_TOKENS: u32 = 24;
+
+/// Sends completions to one router.
+#[derive(Debug)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    url: String,
+    model: String,
+}
+
+/// What one request gave.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) transfer: KvTransfer,
+}
+
+impl Client {
+    pub(crate) fn new(url: &str, model: &str) -> Self {
+        Self { http: reqwest::Client::new(), url: url.to_owned(), model: model.to_owned() }
+    }
+
+    /// One greedy completion with the cache coded as asked.
+    pub(crate) async fn complete(&self, prompt: &str, codec: &str, tier: u8) -> anyhow::Result<Answer> {
+        let body = json!({
+            "model": self.model, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0, "stop": "\n",
+            "kv_transfer": true, "kv_codec": codec, "kv_tier": tier,
+        });
+        let response = self.http.post(format!("{}/v1/completions", self.url)).json(&body).send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        if !status.is_success() {
+            bail!("the router answered {status}: {text}");
+        }
+        let completion: Completion =
+            serde_json::from_str(&text).with_context(|| format!("unexpected answer: {text}"))?;
+        let choice = completion.choices.into_iter().next().context("an answer without a choice")?;
+        let usage = completion.usage.context("an answer without usage")?;
+        let transfer = completion.kv_transfer.context("an answer without kv_transfer")?;
+        Ok(Answer { text: choice.text, prompt_tokens: usage.prompt_tokens, transfer })
+    }
+}

@@ -1,0 +1,160 @@
+//! Prompts of any length with an answer that can be checked: facts hidden in filler, then a question about one of them
+//! (after the retrieval tasks of RULER, arXiv:2404.06654). Seeded, so that everybody gets the same ones.
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngExt};
+
+const FIRST: &str = "Ada Ben Clara David Elena Felix Grace Hugo Ines Jonas Kira Liam Mona Nils Olga Paul Quinn Rosa Sven \
+    Tara Umar Vera Walt Xenia Yusuf Zoe Anna Boris Carla Dmitri Emma Farid Greta Hana Ivan Julia Karl Lena Marco Nadia";
+const LAST: &str = "Abbott Becker Castro Dietz Evans Fischer Garcia Hansen Ivanov Jensen Keller Lopez Meyer Novak Olsen \
+    Petrov Quist Rossi Schmidt Tanaka Ueda Vogel Weber Young Ziegler Archer Brandt Cohen Dubois Fontaine Gruber Holm";
+const NOUN: &str = "lantern bridge river ladder engine window basket harbor signal garden mirror needle orchard packet \
+    quarry ribbon saddle tunnel valley wagon anchor barrel candle drawer envelope feather gate hammer island jacket";
+const ADJECTIVE: &str = "amber bright crooked dusty early faded gentle hollow iron jagged keen loose mellow narrow old \
+    pale quiet rusty silver tall upper velvet warm young blue green red white black golden broken heavy light";
+const PLACE: [&str; 10] = [
+    "north tower",
+    "east wing",
+    "boat house",
+    "stone cellar",
+    "front office",
+    "lower deck",
+    "market hall",
+    "glass room",
+    "old mill",
+    "south yard",
+];
+const VERB: &str =
+    "moved carried painted repaired counted inspected sold borrowed cleaned found measured opened closed";
+const TIME: [&str; 8] = [
+    "before noon",
+    "after the storm",
+    "on Monday",
+    "at sunrise",
+    "in the evening",
+    "during the meeting",
+    "last winter",
+    "two days later",
+];
+const FACTS: usize = 6;
+/// Filler that follows the last fact, in sentences: the question must reach back.
+const TAIL_SENTENCES: usize = 18;
+
+/// A prompt that ends in a question, and the answer that the hidden fact gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Text of the prompt.
+    pub prompt: String,
+    /// What a model that found the fact says.
+    pub answer: String,
+}
+
+struct Fact {
+    sentence: String,
+    question: String,
+    answer: String,
+}
+
+fn word<'a>(rng: &mut impl Rng, list: &'a str) -> &'a str {
+    let words: Vec<&str> = list.split_whitespace().collect();
+    words.choose(rng).copied().unwrap_or_default()
+}
+
+fn name(rng: &mut impl Rng) -> String {
+    format!("{} {}", word(rng, FIRST), word(rng, LAST))
+}
+
+fn thing(rng: &mut impl Rng) -> String {
+    format!("{} {}", word(rng, ADJECTIVE), word(rng, NOUN))
+}
+
+fn filler(rng: &mut impl Rng) -> String {
+    let time = TIME.choose(rng).copied().unwrap_or_default();
+    let place = PLACE.choose(rng).copied().unwrap_or_default();
+    match rng.random_range(0..4) {
+        0 => format!("{} {} the {} {time}.", name(rng), word(rng, VERB), thing(rng)),
+        1 => format!("The {} in the {place} was {} {time}.", thing(rng), word(rng, VERB)),
+        2 => format!("A {} stood beside the {} {time}.", thing(rng), thing(rng)),
+        _ => format!(
+            "{} and {} {} the {} near the {place}.",
+            word(rng, FIRST),
+            word(rng, FIRST),
+            word(rng, VERB),
+            word(rng, NOUN)
+        ),
+    }
+}
+
+fn fact(rng: &mut impl Rng) -> Fact {
+    let who = name(rng);
+    if rng.random::<bool>() {
+        let digits = rng.random_range(4..8);
+        let code: String = (0..digits).map(|_| char::from(b'0' + rng.random_range(0..10u8))).collect();
+        Fact {
+            sentence: format!("The access code for {who} is {code}."),
+            question: format!("What is the access code for {who}?"),
+            answer: code,
+        }
+    } else {
+        let secret = format!("{}-{}", word(rng, ADJECTIVE), word(rng, NOUN));
+        Fact {
+            sentence: format!("The secret word of {who} is {secret}."),
+            question: format!("What is the secret word of {who}?"),
+            answer: secret,
+        }
+    }
+}
+
+/// A task of about `tokens` tokens by the given measure of text, never more unless the facts alone are.
+pub fn retrieval(rng: &mut impl Rng, tokens: usize, count: impl Fn(&str) -> usize) -> Task {
+    let facts: Vec<Fact> = (0..FACTS).map(|_| fact(rng)).collect();
+    let asked = &facts[rng.random_range(0..FACTS)];
+    let question = format!("\n\nQuestion: {}\nAnswer:", asked.question);
+    let cost = |text: &str| count(text) + 1;
+    let fixed: usize = cost(&question) + facts.iter().map(|f| cost(&f.sentence)).sum::<usize>();
+    let mut left = tokens.saturating_sub(fixed);
+    let mut sentences = Vec::new();
+    loop {
+        let sentence = filler(rng);
+        match left.checked_sub(cost(&sentence)) {
+            Some(rest) => left = rest,
+            None => break,
+        }
+        sentences.push(sentence);
+    }
+    let last = sentences.len().saturating_sub(TAIL_SENTENCES);
+    for fact in &facts {
+        sentences.insert(rng.random_range(0..=last), fact.sentence.clone());
+    }
+    Task { prompt: sentences.join(" ") + &question, answer: asked.answer.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn words(text: &str) -> usize {
+        text.split_whitespace().count()
+    }
+
+    #[test]
+    fn a_task_has_its_length_and_holds_its_answer_far_from_the_end() {
+        for seed in 0..20 {
+            let task = retrieval(&mut ChaCha8Rng::seed_from_u64(seed), 600, words);
+            assert!((500..=600).contains(&words(&task.prompt)), "{}", words(&task.prompt));
+            let at = task.prompt.find(&task.answer).unwrap();
+            assert!(words(&task.prompt[at..]) > 100);
+            assert!(task.prompt.ends_with("\nAnswer:"));
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_task_again() {
+        let task = |seed| retrieval(&mut ChaCha8Rng::seed_from_u64(seed), 300, words);
+        assert_eq!(task(3), task(3));
+        assert_ne!(task(3), task(4));
+    }
+}

@@ -1,0 +1,176 @@
+//! Takes KV streams from prefill nodes: ticket, chunks, end; verifies; and hands the session back to the request that
+//! waits for it. When that request is gone, the stream is stopped and the prefill node stops computing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::failure::{fail, internal, invalid, transfer};
+use node::{KvDigest, Loaded};
+use service::Shutdown;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+use transport::ids::NodeId;
+use transport::message::{Failure, FailureKind, KvCoding, KvReply, KvStream, PrefillStats, Role, Transfer};
+use transport::{Endpoint, Frame, Peer, Receiver, RecvError, Stream};
+
+use crate::import::{self, Imported};
+use crate::session::State;
+use crate::tickets::{Delivered, Pending, Tickets};
+
+/// How long a prefill node may take to say what a stream is for.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What receiving needs; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Intake {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) tickets: Tickets,
+    pub(crate) silence: Duration,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// A stream that ended as it should.
+struct Complete {
+    first_token: u32,
+    stats: PrefillStats,
+    decoded: Duration,
+}
+
+impl Intake {
+    /// Accepts prefill nodes until the endpoint closes.
+    pub(crate) async fn accept_peers(self, endpoint: Endpoint) {
+        while let Some(accepted) = endpoint.accept().await {
+            match accepted {
+                Ok(peer) if peer.hello().role == Role::Prefill => {
+                    tokio::spawn(self.clone().accept_streams(peer));
+                }
+                Ok(peer) => {
+                    warn!(node = %peer.hello().node, "only prefill nodes deliver here");
+                    peer.close(transport::CloseCode::PROTOCOL, "only prefill nodes deliver to a decode node");
+                }
+                Err(error) => warn!(%error, "a peer was not let in"),
+            }
+        }
+    }
+
+    async fn accept_streams(self, peer: Peer) {
+        let node = peer.hello().node.clone();
+        debug!(%node, address = %peer.remote_address(), "prefill node connected");
+        loop {
+            match peer.accept().await {
+                Ok(stream) => {
+                    let (intake, node) = (self.clone(), node.clone());
+                    self.shutdown.spawn(async move { intake.receive(stream, node).await });
+                }
+                Err(lost) => {
+                    debug!(%node, reason = %lost, "prefill node disconnected");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn receive(self, mut stream: Stream, node: NodeId) {
+        let (pending, coding) = match self.begin(&mut stream.receiver).await {
+            Ok(begun) => begun,
+            Err(failure) => return refuse(stream, failure).await,
+        };
+        let Pending { session, mut outcome } = pending;
+        let prompt_tokens = session.prompt_tokens;
+        let (chunks, import) = import::start(Arc::clone(&self.loaded), session);
+        let result = tokio::select! {
+            result = self.take_chunks(&mut stream.receiver, chunks, import) => result,
+            // Dropping the stream stops it: the prefill node learns at once.
+            () = outcome.closed() => return,
+        };
+        match result {
+            Ok((mut session, complete)) => {
+                session.advance(State::Ready);
+                let transfer = Transfer {
+                    coding: Some(coding),
+                    prefill_node: Some(node),
+                    raw_bytes: (prompt_tokens * self.loaded.layout.bytes_per_token()) as u64,
+                    wire_bytes: stream.receiver.bytes_read(),
+                    wire_ms: ms(stream.receiver.receive_time()),
+                    decode_ms: ms(complete.decoded),
+                    prefill: complete.stats,
+                };
+                let delivered = Delivered { session, first_token: complete.first_token, transfer };
+                drop(outcome.send(Ok(delivered)));
+                if stream.sender.send(&KvReply::Accepted).await.is_ok() {
+                    drop(stream.sender.finish());
+                }
+            }
+            Err(failure) => {
+                drop(outcome.send(Err(failure.clone())));
+                refuse(stream, failure).await;
+            }
+        }
+    }
+
+    async fn begin(&self, receiver: &mut Receiver) -> Result<(Pending, KvCoding), Failure> {
+        let first = receiver.recv_message::<KvStream>(BEGIN_DEADLINE).await;
+        let KvStream::Begin { ticket, coding, prompt_tokens } = first.map_err(transfer)? else {
+            return Err(invalid("a KV stream begins with its ticket"));
+        };
+        let unknown = || invalid("this ticket is unknown, used or was given up");
+        let mut pending = self.tickets.take(ticket).ok_or_else(unknown)?;
+        let reserved = pending.session.prompt_tokens;
+        if prompt_tokens as usize != reserved {
+            let failure = invalid(format!("{prompt_tokens} prompt tokens announced, {reserved} reserved"));
+            drop(pending.outcome.send(Err(failure.clone())));
+            return Err(failure);
+        }
+        pending.session.advance(State::Receiving);
+        Ok((pending, coding))
+    }
+
+    async fn take_chunks(
+        &self,
+        receiver: &mut Receiver,
+        chunks: mpsc::Sender<bytes::Bytes>,
+        import: JoinHandle<Imported>,
+    ) -> Result<(crate::session::Session, Complete), Failure> {
+        let mut digest = KvDigest::default();
+        let end = loop {
+            match receiver.recv::<KvStream>(self.silence).await {
+                Ok(Frame::Data(chunk)) => {
+                    digest.add(&chunk);
+                    if chunks.send(chunk).await.is_err() {
+                        break None; // the import has failed, and says why below
+                    }
+                }
+                Ok(Frame::Message(KvStream::End { chunks, digest, first_token, stats })) => {
+                    break Some((chunks, digest, first_token, stats));
+                }
+                Ok(Frame::Message(KvStream::Begin { .. })) => return Err(invalid("a KV stream begins once")),
+                Ok(Frame::End) => return Err(transfer("the KV stream ended without its closing message")),
+                Err(error @ RecvError::Timeout { .. }) => return Err(fail(FailureKind::Timeout, error)),
+                Err(error) => return Err(transfer(format!("the KV stream broke: {error}"))),
+            }
+        };
+        drop(chunks);
+        let (session, decoded) = import.await.map_err(internal)??;
+        let (count, sum, first_token, stats) = end.ok_or_else(|| internal("the import stopped early"))?;
+        if digest.finish() != (count, sum) {
+            return Err(transfer("the digest over the chunks differs from the sender's"));
+        }
+        if first_token as usize >= self.loaded.llama.config().vocab_size {
+            return Err(transfer(format!("first token {first_token} is outside of the vocabulary")));
+        }
+        Ok((session, Complete { first_token, stats, decoded }))
+    }
+}
+
+/// Says why a stream is not taken, then drops it, which stops its sender.
+async fn refuse(mut stream: Stream, failure: Failure) {
+    warn!(kind = ?failure.kind, "KV stream refused: {}", failure.message);
+    if stream.sender.send(&KvReply::Fail(failure)).await.is_ok() {
+        drop(stream.sender.finish());
+    }
+}
+
+fn ms(duration: Duration) -> f32 {
+    duration.as_secs_f32() * 1e3
+}

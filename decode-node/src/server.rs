@@ -1,0 +1,215 @@
+//! Takes reservations from the router and answers each on its stream: reserved, ready, tokens, finished. A stream that
+//! the router resets cancels everything behind it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::failure::{fail, internal, invalid};
+use node::{Loaded, Runtime, StartError};
+use service::Shutdown;
+use tokio::sync::mpsc;
+use tracing::{Instrument, info, info_span, warn};
+use transport::ids::Ticket;
+use transport::message::{Failure, FailureKind, FromDecode, KvSource, Load, Request, Reserve, Transfer};
+use transport::{SendError, Sender, Stream};
+
+use crate::config::Config;
+use crate::engine::{Engine, Event};
+use crate::metrics::Metrics;
+use crate::session::Session;
+use crate::slots::SlotPool;
+use crate::tickets::{Delivered, Tickets};
+
+/// How long the router may take to say what a stream is for.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the engine may take for one token; far above any step, below forever.
+const ENGINE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The node's request handling; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    loaded: Arc<Loaded>,
+    slots: SlotPool,
+    pub(crate) tickets: Tickets,
+    engine: Engine,
+    metrics: Metrics,
+    max_session_tokens: u32,
+    transfer_deadline: Duration,
+    shutdown: Shutdown,
+}
+
+/// Why a request ended before its last token.
+enum Broken {
+    Failed(Failure),
+    Router(SendError),
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<SendError> for Broken {
+    fn from(error: SendError) -> Self {
+        Self::Router(error)
+    }
+}
+
+impl Server {
+    pub(crate) fn new(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
+        let metrics = Metrics::new(&runtime.registry);
+        let loaded = Arc::clone(&runtime.loaded);
+        let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens as usize);
+        let engine = Engine::start(Arc::clone(&loaded), chunk, sessions as usize, metrics.clone())?;
+        let model = loaded.llama.config().clone();
+        let used = metrics.kv_used_tokens.clone();
+        Ok(Self {
+            slots: SlotPool::new(model, config.kv_capacity_tokens, sessions, used),
+            tickets: Tickets::default(),
+            engine,
+            metrics,
+            max_session_tokens: config.max_session_tokens(&loaded),
+            transfer_deadline: config.transfer_deadline(),
+            shutdown: runtime.shutdown.clone(),
+            loaded,
+        })
+    }
+
+    /// How busy the node is, for heartbeats.
+    pub(crate) fn load(&self) -> impl Fn() -> Load + Send + Sync + 'static {
+        let metrics = self.metrics.clone();
+        let count = move |state| {
+            let gauge = metrics.sessions.get_or_create(&crate::metrics::InState { state }).get();
+            u32::try_from(gauge).unwrap_or(0)
+        };
+        let used = self.metrics.kv_used_tokens.clone();
+        move || Load {
+            running: count("ready") + count("decoding"),
+            waiting: count("reserved") + count("receiving"),
+            kv_used_tokens: u32::try_from(used.get()).unwrap_or(0),
+        }
+    }
+
+    /// Takes a request stream; the work goes on in a task of its own.
+    pub(crate) fn serve(&self, stream: Stream) {
+        let server = self.clone();
+        self.shutdown.spawn(async move { server.answer(stream).await });
+    }
+
+    async fn answer(self, mut stream: Stream) {
+        let reserve = match stream.receiver.recv_message::<Request>(REQUEST_DEADLINE).await {
+            Ok(Request::Reserve(reserve)) => reserve,
+            Ok(Request::Prefill(_)) => {
+                let refusal = invalid("this is a decode node; prompts run on prefill nodes");
+                drop(stream.sender.send(&FromDecode::Fail(refusal)).await);
+                return;
+            }
+            Err(error) => {
+                warn!(%error, "a request stream broke before it said what it is for");
+                return;
+            }
+        };
+        let span = info_span!("decode", request_id = %reserve.request);
+        let cancelled = stream.sender.stopped();
+        let work = self.run(reserve, &mut stream.sender).instrument(span.clone());
+        let result = tokio::select! {
+            result = work => result,
+            _ = cancelled => return span.in_scope(|| info!("cancelled by the router")),
+        };
+        let last = match result {
+            Ok(finished) => finished,
+            Err(Broken::Failed(failure)) => {
+                span.in_scope(|| warn!(kind = ?failure.kind, "decode failed: {}", failure.message));
+                FromDecode::Fail(failure)
+            }
+            Err(Broken::Router(error)) => return span.in_scope(|| info!(%error, "the router is gone")),
+        };
+        if stream.sender.send(&last).await.is_ok() {
+            drop(stream.sender.finish());
+        }
+    }
+
+    /// The life of one request up to its last message.
+    async fn run(&self, reserve: Reserve, router: &mut Sender) -> Result<FromDecode, Broken> {
+        let session = self.reserve(&reserve)?;
+        match reserve.source {
+            KvSource::Remote => {
+                let Delivered { session, first_token, transfer } = self.await_cache(session, router).await?;
+                self.metrics.record(&transfer);
+                let events = self.engine.decode(session, first_token).await;
+                router.send(&FromDecode::Ready { first_token, transfer }).await?;
+                self.relay(events, None, router).await
+            }
+            KvSource::Local { token_ids } => {
+                router.send(&FromDecode::Reserved { ticket: Ticket::random() }).await?;
+                let raw_bytes = (token_ids.len() * self.loaded.layout.bytes_per_token()) as u64;
+                let events = self.engine.prefill_and_decode(session, token_ids).await;
+                self.relay(events, Some(raw_bytes), router).await
+            }
+        }
+    }
+
+    fn reserve(&self, reserve: &Reserve) -> Result<Session, Failure> {
+        if self.shutdown.is_draining() {
+            return Err(fail(FailureKind::Draining, "the decode node is shutting down"));
+        }
+        let (prompt, max) = (reserve.prompt_tokens, reserve.max_tokens);
+        let total = prompt.saturating_add(max);
+        if prompt == 0 || max == 0 || total > self.max_session_tokens {
+            let limit = self.max_session_tokens;
+            let message =
+                format!("{prompt} prompt tokens and {max} to generate, this node takes {limit} together");
+            return Err(invalid(message));
+        }
+        if let KvSource::Local { token_ids } = &reserve.source {
+            let vocab = self.loaded.llama.config().vocab_size;
+            if token_ids.len() != prompt as usize || token_ids.iter().any(|id| *id as usize >= vocab) {
+                return Err(invalid("the prompt's token ids do not fit its length or the vocabulary"));
+            }
+        }
+        Ok(Session::new(reserve, self.slots.reserve(total)?, self.metrics.clone()))
+    }
+
+    async fn await_cache(&self, session: Session, router: &mut Sender) -> Result<Delivered, Broken> {
+        let mut reservation = self.tickets.file(session);
+        router.send(&FromDecode::Reserved { ticket: reservation.ticket }).await?;
+        let waited = tokio::time::timeout(self.transfer_deadline, &mut reservation.delivered).await;
+        let late = |_| {
+            let limit = self.transfer_deadline;
+            fail(FailureKind::Timeout, format!("no complete cache within {limit:?} (--transfer-seconds)"))
+        };
+        let lost = |_| fail(FailureKind::Transfer, "the KV stream was dropped");
+        Ok(waited.map_err(late)?.map_err(lost)??)
+    }
+
+    /// Passes events on until the last. A local prompt is announced with its size when it is done.
+    async fn relay(
+        &self,
+        mut events: mpsc::Receiver<Event>,
+        local_raw_bytes: Option<u64>,
+        router: &mut Sender,
+    ) -> Result<FromDecode, Broken> {
+        loop {
+            let late = |_| fail(FailureKind::Timeout, "the engine did not step in time");
+            let event = tokio::time::timeout(ENGINE_DEADLINE, events.recv()).await.map_err(late)?;
+            match event.ok_or_else(|| internal("the engine stopped without a result"))? {
+                Event::Prefilled { first_token, stats } => {
+                    let transfer = Transfer {
+                        coding: None,
+                        prefill_node: None,
+                        raw_bytes: local_raw_bytes.unwrap_or(0),
+                        wire_bytes: 0,
+                        wire_ms: 0.0,
+                        decode_ms: 0.0,
+                        prefill: stats,
+                    };
+                    router.send(&FromDecode::Ready { first_token, transfer }).await?;
+                }
+                Event::Token(id) => router.send(&FromDecode::Token { id }).await?,
+                Event::Finished(reason) => return Ok(FromDecode::Finished { reason }),
+                Event::Failed(failure) => return Err(failure.into()),
+            }
+        }
+    }
+}

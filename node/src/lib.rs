@@ -1,0 +1,21 @@
+//! What a prefill and a decode node share: the loaded model with its plan, the identity both hold up to their peers,
+//! membership in the router's cluster, and the prompt pass (which a decode node runs for local prefills).
+//!
+//! It is no server: each node crate has its own, on top of this.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod digest;
+pub mod failure;
+pub mod loaded;
+pub mod membership;
+pub mod prompt;
+pub mod runtime;
+pub mod sampling;
+
+pub use args::NodeArgs;
+pub use digest::KvDigest;
+pub use loaded::{LoadError, Loaded};
+pub use membership::Membership;
+pub use prompt::PromptPass;
+pub use runtime::{Runtime, StartError};

@@ -1,0 +1,120 @@
+//! A model directory and its plan, loaded and checked against each other, and the identity they make.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use codec::{KvLayout, Plan};
+use model::Llama;
+use transport::ids::NodeId;
+use transport::message::{Hello, ModelIdentity, Role};
+
+use crate::args::served_name;
+
+/// Name of the plan that is picked up from a model directory by default.
+pub const PLAN_FILE: &str = "plan.kvtc";
+
+/// A model ready to run with the plan ready to code its cache. Cheap to share behind an `Arc`.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Served model id.
+    pub model_id: String,
+    /// The model.
+    pub llama: Llama,
+    /// What the codec has to know of its cache.
+    pub layout: KvLayout,
+    /// Calibrated plan; without it only plan-free codecs can be spoken.
+    pub plan: Option<Arc<Plan>>,
+}
+
+/// Why a model or plan cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The model directory.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// The plan cannot be read.
+    #[error("cannot read plan {path}: {source}")]
+    PlanIo {
+        /// The plan's file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The plan is damaged or belongs to another model.
+    #[error("plan {path}: {source}; make one for this model with `kvferry calibrate`")]
+    Plan {
+        /// The plan's file.
+        path: PathBuf,
+        /// What the codec said.
+        source: codec::Error,
+    },
+}
+
+impl Loaded {
+    /// Loads `model_dir` and `plan`, or the directory's own `plan.kvtc` if it has one.
+    ///
+    /// # Errors
+    /// For a directory that is no Llama, or a plan that is damaged or of another model.
+    pub fn load(model_dir: &Path, plan: Option<&Path>, model_id: String) -> Result<Self, LoadError> {
+        let mut loaded = Self::without_plan(model_dir)?;
+        let beside = model_dir.join(PLAN_FILE);
+        let path = plan.map(Path::to_owned).or_else(|| beside.exists().then_some(beside));
+        let read = |path: PathBuf| read_plan(&path, &loaded.layout, loaded.llama.fingerprint());
+        loaded.plan = path.map(read).transpose()?.map(Arc::new);
+        loaded.model_id = model_id;
+        Ok(loaded)
+    }
+
+    /// Loads `model_dir` alone, under its directory's name.
+    ///
+    /// # Errors
+    /// For a directory that is no Llama.
+    pub fn without_plan(model_dir: &Path) -> Result<Self, LoadError> {
+        let llama = Llama::load(model_dir)?;
+        let layout = layout(&llama);
+        Ok(Self { model_id: served_name(None, model_dir), llama, layout, plan: None })
+    }
+
+    /// What peers compare before a cache may pass between them.
+    #[must_use]
+    pub fn identity(&self) -> ModelIdentity {
+        let config = self.llama.config();
+        ModelIdentity {
+            model_id: self.model_id.clone(),
+            fingerprint: self.llama.fingerprint(),
+            kv_dtype: "bf16".into(),
+            layers: config.layers as u32,
+            kv_heads: config.kv_heads as u32,
+            head_dim: config.head_dim as u32,
+            plan_id: self.plan.as_ref().map(|plan| plan.id().0),
+            kv_format_versions: vec![codec::FORMAT_VERSION],
+        }
+    }
+
+    /// A node's first message on every connection.
+    #[must_use]
+    pub fn hello(&self, node: NodeId, role: Role) -> Hello {
+        Hello { node, role, model: self.identity() }
+    }
+}
+
+/// What the codec has to know of a model's cache.
+#[must_use]
+pub fn layout(llama: &Llama) -> KvLayout {
+    let config = llama.config();
+    KvLayout {
+        layers: config.layers,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        inv_freq: llama.inv_freq().to_vec(),
+    }
+}
+
+fn read_plan(path: &Path, layout: &KvLayout, fingerprint: [u8; 16]) -> Result<Plan, LoadError> {
+    let bytes = std::fs::read(path).map_err(|source| LoadError::PlanIo { path: path.to_owned(), source })?;
+    let refused = |source| LoadError::Plan { path: path.to_owned(), source };
+    let plan = Plan::from_bytes(&bytes).map_err(refused)?;
+    plan.check(layout, fingerprint).map_err(refused)?;
+    Ok(plan)
+}

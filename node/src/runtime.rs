@@ -1,0 +1,129 @@
+//! What every node brings up before its own work: the QUIC endpoint on its (perhaps shaped) link, metrics, the admin
+//! face, and its place in the cluster.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use service::{HostPort, Readiness, Registry, Shutdown, admin};
+use tokio::net::TcpListener;
+use tracing::error;
+use transport::ids::NodeId;
+use transport::message::{Load, Register, Role};
+use transport::{CloseCode, Endpoint, EndpointConfig, Identity, LinkShaper, Stream};
+
+use crate::args::NodeArgs;
+use crate::loaded::Loaded;
+use crate::membership::Membership;
+
+/// A node's surroundings. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// The node's name.
+    pub id: NodeId,
+    /// Model and plan.
+    pub loaded: Arc<Loaded>,
+    /// Where streams come and go.
+    pub endpoint: Endpoint,
+    /// Where the endpoint listens.
+    pub quic_address: SocketAddr,
+    /// Where the admin face listens.
+    pub admin_address: SocketAddr,
+    /// The node's metrics.
+    pub registry: Registry,
+    /// Whether the node can take work.
+    pub readiness: Readiness,
+    /// How the process ends.
+    pub shutdown: Shutdown,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The QUIC socket.
+    #[error(transparent)]
+    Bind(#[from] transport::BindError),
+    /// A listening address.
+    #[error("cannot listen on {address}: {source}; choose another with --admin-listen or --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A flag out of range.
+    #[error("{0}")]
+    Flag(String),
+}
+
+impl Runtime {
+    /// Binds the sockets and serves the admin face.
+    ///
+    /// # Errors
+    /// For addresses that cannot be listened on and flags that make no sense.
+    pub async fn bind(
+        args: &NodeArgs,
+        role: Role,
+        loaded: Arc<Loaded>,
+        identity: &Identity,
+        shutdown: Shutdown,
+    ) -> Result<Self, StartError> {
+        if !(args.link_gbps.is_finite() && args.link_gbps >= 0.0) {
+            return Err(StartError::Flag(format!("--link-gbps {} is no speed", args.link_gbps)));
+        }
+        let id = NodeId(args.node_id.clone().unwrap_or_else(|| random_name(role)));
+        let link = (args.link_gbps > 0.0).then(|| LinkShaper::new(args.link_gbps));
+        let config = EndpointConfig { link, ..EndpointConfig::default() };
+        let endpoint = Endpoint::bind(args.listen, identity, loaded.hello(id.clone(), role), config)?;
+        let listen = |source| StartError::Listen { address: args.admin_listen, source };
+        let quic_address =
+            endpoint.local_addr().map_err(|source| StartError::Listen { address: args.listen, source })?;
+        let listener = TcpListener::bind(args.admin_listen).await.map_err(listen)?;
+        let admin_address = listener.local_addr().map_err(listen)?;
+        let (registry, readiness) = (Registry::new(), Readiness::starting());
+        let face = (readiness.clone(), registry.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            if let Err(error) = admin::serve(listener, face.0, face.1, &face.2).await {
+                error!(%error, "the admin face is gone");
+            }
+        });
+        Ok(Self { id, loaded, endpoint, quic_address, admin_address, registry, readiness, shutdown })
+    }
+
+    /// Joins the router's cluster in the background, until the shutdown's end.
+    pub fn join(
+        &self,
+        router: HostPort,
+        register: Register,
+        load: impl Fn() -> Load + Send + Sync + 'static,
+        serve: impl Fn(Stream) + Send + Sync + 'static,
+    ) {
+        let membership = Membership {
+            endpoint: self.endpoint.clone(),
+            router,
+            register,
+            readiness: self.readiness.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        tokio::spawn(membership.run(load, serve));
+    }
+
+    /// Waits for the drain and closes the connections.
+    pub async fn finished(&self) {
+        let drained = self.shutdown.finished().await;
+        tracing::info!(node = %self.id, ?drained, "stopped");
+        self.endpoint
+            .close(CloseCode::DRAINING, "the node has stopped", std::time::Duration::from_secs(1))
+            .await;
+    }
+}
+
+fn random_name(role: Role) -> String {
+    let kind = match role {
+        Role::Router => "router",
+        Role::Prefill => "prefill",
+        Role::Decode => "decode",
+    };
+    let suffix = transport::ids::RequestId::random().to_string();
+    format!("{kind}-{}", &suffix[..8])
+}

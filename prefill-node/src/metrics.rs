@@ -1,0 +1,57 @@
+//! What a prefill node counts. Bytes and time of a transfer are taken together, and only when a cache moved.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use service::Registry;
+use service::metrics::SECONDS;
+
+/// Which codec a number is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Codec {
+    pub(crate) codec: String,
+}
+
+/// How a prompt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Outcome {
+    pub(crate) outcome: String,
+}
+
+/// The node's metrics; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) prompts: Family<Outcome, Counter>,
+    pub(crate) running: Gauge,
+    pub(crate) prompt_tokens: Counter,
+    pub(crate) queue_seconds: Histogram,
+    pub(crate) prefill_seconds: Histogram,
+    pub(crate) encode_seconds: Histogram,
+    pub(crate) raw_bytes: Family<Codec, Counter>,
+    pub(crate) wire_bytes: Family<Codec, Counter>,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        Self {
+            prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
+            running: registry.gauge("prefill_prompts_running", "Prompts admitted and not yet delivered"),
+            prompt_tokens: registry.counter("prefill_prompt_tokens", "Prompt tokens run through the model"),
+            queue_seconds: registry.histogram("prefill_queue_seconds", "Wait for the engine", &SECONDS),
+            prefill_seconds: registry.histogram("prefill_seconds", "Forward passes of one prompt", &SECONDS),
+            encode_seconds: registry.histogram("prefill_kv_encode_seconds", "Coding of one cache", &SECONDS),
+            raw_bytes: registry.register(
+                "prefill_kv_raw_bytes",
+                "Size in bf16 of the caches delivered",
+                Family::default(),
+            ),
+            wire_bytes: registry.register(
+                "prefill_kv_wire_bytes",
+                "Bytes written to the KV streams of the caches delivered",
+                Family::default(),
+            ),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Takes prompts from the router: checks, admits or refuses, and answers when the cache was delivered. A stream that the
+//! router resets cancels its prompt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use node::failure::{fail, internal, invalid};
+use node::{Loaded, Runtime};
+use service::Shutdown;
+use tokio::sync::Semaphore;
+use tracing::{Instrument, info, info_span, warn};
+use transport::message::{Failure, FailureKind, FromPrefill, Load, Prefill, Request};
+use transport::{Dialer, Stream};
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::metrics::{Metrics, Outcome};
+use crate::ship::Shipper;
+
+/// How long the router may take to say what a stream is for.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The node's request handling; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    loaded: Arc<Loaded>,
+    shipper: Shipper,
+    permits: Arc<Semaphore>,
+    max_tokens: usize,
+    metrics: Metrics,
+    shutdown: Shutdown,
+}
+
+impl Server {
+    pub(crate) fn new(config: &Config, runtime: &Runtime, dialer: Dialer) -> Result<Self, node::StartError> {
+        let admitted = config.node.max_num_seqs as usize;
+        let metrics = Metrics::new(&runtime.registry);
+        let engine = Engine::start(Arc::clone(&runtime.loaded), config.node.chunk_tokens as usize, admitted)?;
+        let shipper = Shipper {
+            loaded: Arc::clone(&runtime.loaded),
+            engine,
+            dialer,
+            metrics: metrics.clone(),
+            dial_deadline: config.dial_deadline(),
+            accept_deadline: config.accept_deadline(),
+        };
+        Ok(Self {
+            loaded: Arc::clone(&runtime.loaded),
+            shipper,
+            permits: Arc::new(Semaphore::new(admitted)),
+            max_tokens: config.max_session_tokens(&runtime.loaded) as usize,
+            metrics,
+            shutdown: runtime.shutdown.clone(),
+        })
+    }
+
+    /// How busy the node is, for heartbeats.
+    pub(crate) fn load(&self) -> impl Fn() -> Load + Send + Sync + 'static {
+        let running = self.metrics.running.clone();
+        move || Load { running: u32::try_from(running.get()).unwrap_or(0), ..Load::default() }
+    }
+
+    /// Takes a request stream; the work goes on in a task of its own.
+    pub(crate) fn serve(&self, stream: Stream) {
+        let server = self.clone();
+        self.shutdown.spawn(async move { server.answer(stream).await });
+    }
+
+    async fn answer(self, mut stream: Stream) {
+        let prefill = match stream.receiver.recv_message::<Request>(REQUEST_DEADLINE).await {
+            Ok(Request::Prefill(prefill)) => prefill,
+            Ok(Request::Reserve(_)) => {
+                let refusal = invalid("this is a prefill node; slots are reserved on decode nodes");
+                drop(stream.sender.send(&FromPrefill::Fail(refusal)).await);
+                return;
+            }
+            Err(error) => {
+                warn!(%error, "a request stream broke before it said what it is for");
+                return;
+            }
+        };
+        let span = info_span!("prefill", request_id = %prefill.request, tokens = prefill.token_ids.len());
+        let cancelled = stream.sender.stopped();
+        let work = self.run(prefill);
+        let outcome = async {
+            tokio::select! {
+                result = work => Some(result),
+                _ = cancelled => None,
+            }
+        };
+        let outcome = outcome.instrument(span.clone()).await;
+        self.record(&span, &outcome);
+        let Some(result) = outcome else { return };
+        let reply = result.map_or_else(FromPrefill::Fail, |()| FromPrefill::Prefilled);
+        if stream.sender.send(&reply).await.is_ok() {
+            drop(stream.sender.finish());
+        }
+    }
+
+    async fn run(&self, prefill: Prefill) -> Result<(), Failure> {
+        if self.shutdown.is_draining() {
+            return Err(fail(FailureKind::Draining, "the prefill node is shutting down"));
+        }
+        self.check(&prefill)?;
+        let busy = || fail(FailureKind::Busy, "the prefill node has as many prompts as it takes");
+        let _permit = self.permits.try_acquire().map_err(|_| busy())?;
+        let _running = Running::new(&self.metrics);
+        self.shipper.deliver(prefill).await
+    }
+
+    fn check(&self, prefill: &Prefill) -> Result<(), Failure> {
+        let (tokens, vocab) = (&prefill.token_ids, self.loaded.llama.config().vocab_size);
+        if tokens.is_empty() || tokens.len() > self.max_tokens {
+            let (n, max) = (tokens.len(), self.max_tokens);
+            return Err(invalid(format!("the prompt has {n} tokens, this node takes 1 to {max}")));
+        }
+        match tokens.iter().find(|id| **id as usize >= vocab) {
+            Some(id) => Err(invalid(format!("token {id} is outside of the vocabulary of {vocab}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn record(&self, span: &tracing::Span, outcome: &Option<Result<(), Failure>>) {
+        let _entered = span.enter();
+        let name = match outcome {
+            Some(Ok(())) => "delivered".to_owned(),
+            Some(Err(failure)) => {
+                warn!(kind = ?failure.kind, "prefill failed: {}", failure.message);
+                format!("{:?}", failure.kind).to_lowercase()
+            }
+            None => {
+                info!("cancelled by the router");
+                "cancelled".to_owned()
+            }
+        };
+        self.metrics.prompts.get_or_create(&Outcome { outcome: name }).inc();
+    }
+}
+
+/// Counts a prompt as running for as long as it lives.
+struct Running<'a>(&'a Metrics);
+
+impl<'a> Running<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.running.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.dec();
+    }
+}
+
+/// For faults that only a bug can cause.
+pub(crate) fn engine_gone() -> Failure {
+    internal("the engine stopped without a result")
+}

@@ -1,0 +1,186 @@
+//! Delivers one prompt's cache: opens the KV stream while the engine computes, codes each block as it comes, sends it,
+//! and waits for the decode node's word that everything arrived and was verified.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use codec::{CodecKind, Coding, Encoder};
+use node::failure::{fail, internal, invalid, transfer};
+use node::sampling::sampling;
+use node::{KvDigest, Loaded};
+use tokio::sync::mpsc;
+use tracing::info;
+use transport::message::{
+    DecodeTarget, Failure, FailureKind, KvCoding, KvReply, KvStream, Prefill, PrefillStats,
+};
+use transport::{Dialer, SendError, Stream};
+
+use crate::engine::{Engine, FromEngine};
+use crate::metrics::{Codec, Metrics};
+use crate::server::engine_gone;
+
+/// Coded chunks that may wait for the wire.
+const CODED_AHEAD: usize = 4;
+/// How long to wait for a decode node's words after it stopped a stream.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What delivering needs; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Shipper {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) engine: Engine,
+    pub(crate) dialer: Dialer,
+    pub(crate) metrics: Metrics,
+    pub(crate) dial_deadline: Duration,
+    pub(crate) accept_deadline: Duration,
+}
+
+/// What leaves the coder for one prompt.
+enum Coded {
+    Chunk(Bytes),
+    Done { first_token: u32, stats: PrefillStats },
+    Failed(Failure),
+}
+
+impl Shipper {
+    /// Runs, codes and delivers a prompt. Dropping the future cancels all three.
+    pub(crate) async fn deliver(&self, prefill: Prefill) -> Result<(), Failure> {
+        let tokens = prefill.token_ids.len();
+        let encoder = self.encoder(&prefill.coding, tokens)?;
+        let blocks = self.engine.submit(prefill.token_ids, sampling(&prefill.sampling));
+        let blocks = blocks.ok_or_else(|| fail(FailureKind::Busy, "the prefill queue is full"))?;
+        let (out, coded) = mpsc::channel(CODED_AHEAD);
+        tokio::task::spawn_blocking(move || code(&encoder, blocks, &out));
+        let mut stream = self.open(&prefill.target).await?;
+        let begin = KvStream::Begin {
+            ticket: prefill.target.ticket,
+            coding: prefill.coding.clone(),
+            prompt_tokens: tokens as u32,
+        };
+        let stats = match send_all(&mut stream, begin, coded).await {
+            Ok(stats) => stats,
+            Err(Broken::Ours(failure)) => return Err(failure),
+            Err(Broken::Wire(error)) => return Err(last_words(&mut stream, &error).await),
+        };
+        match stream.receiver.recv_message::<KvReply>(self.accept_deadline).await {
+            Ok(KvReply::Accepted) => {}
+            Ok(KvReply::Fail(failure)) => return Err(failure),
+            Err(error) => return Err(transfer(format!("the decode node did not accept the cache: {error}"))),
+        }
+        self.record(&prefill.coding, tokens, stream.sender.bytes_written(), stats);
+        Ok(())
+    }
+
+    fn encoder(&self, coding: &KvCoding, tokens: usize) -> Result<Encoder, Failure> {
+        let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
+        let coding = Coding { kind, tier: coding.tier };
+        let (layout, plan) = (self.loaded.layout.clone(), self.loaded.plan.clone());
+        Encoder::new(layout, self.loaded.llama.fingerprint(), plan, coding, tokens).map_err(invalid)
+    }
+
+    async fn open(&self, target: &DecodeTarget) -> Result<Stream, Failure> {
+        let unreachable = |error: &dyn std::fmt::Display| {
+            fail(FailureKind::Unreachable, format!("cannot reach decode node {}: {error}", target.node))
+        };
+        let peer = self.dialer.peer(target.address, self.dial_deadline).await.map_err(|e| unreachable(&e))?;
+        if peer.hello().node != target.node {
+            let there = &peer.hello().node;
+            return Err(unreachable(&format!("{} answers at {}", there, target.address)));
+        }
+        peer.open().await.map_err(|e| unreachable(&e))
+    }
+
+    fn record(&self, coding: &KvCoding, tokens: usize, wire_bytes: u64, stats: PrefillStats) {
+        let raw_bytes = (tokens * self.loaded.layout.bytes_per_token()) as u64;
+        let label = Codec { codec: coding.codec.clone() };
+        self.metrics.prompt_tokens.inc_by(tokens as u64);
+        self.metrics.queue_seconds.observe(f64::from(stats.queue_ms) / 1e3);
+        self.metrics.prefill_seconds.observe(f64::from(stats.prefill_ms) / 1e3);
+        self.metrics.encode_seconds.observe(f64::from(stats.encode_ms) / 1e3);
+        self.metrics.raw_bytes.get_or_create(&label).inc_by(raw_bytes);
+        self.metrics.wire_bytes.get_or_create(&label).inc_by(wire_bytes);
+        info!(
+            codec = coding.codec,
+            tier = coding.tier,
+            raw_bytes,
+            wire_bytes,
+            queue_ms = stats.queue_ms,
+            prefill_ms = stats.prefill_ms,
+            encode_ms = stats.encode_ms,
+            "delivered"
+        );
+    }
+}
+
+/// Codes blocks as they come; ends when the engine does, or when nobody wants the chunks any more.
+fn code(encoder: &Encoder, mut blocks: mpsc::Receiver<FromEngine>, out: &mpsc::Sender<Coded>) {
+    let mut spent = Duration::ZERO;
+    while let Some(from_engine) = blocks.blocking_recv() {
+        let coded = match from_engine {
+            FromEngine::Block(block) => {
+                let started = Instant::now();
+                let chunk = encoder.encode(&block);
+                spent += started.elapsed();
+                chunk.map_or_else(|e| Coded::Failed(internal(e)), |chunk| Coded::Chunk(chunk.into()))
+            }
+            FromEngine::Done { first_token, queued, computed } => {
+                let stats =
+                    PrefillStats { queue_ms: ms(queued), prefill_ms: ms(computed), encode_ms: ms(spent) };
+                Coded::Done { first_token, stats }
+            }
+            FromEngine::Failed(error) => Coded::Failed(internal(error)),
+        };
+        if out.blocking_send(coded).is_err() {
+            return;
+        }
+    }
+}
+
+enum Broken {
+    Ours(Failure),
+    Wire(SendError),
+}
+
+impl From<SendError> for Broken {
+    fn from(error: SendError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+async fn send_all(
+    stream: &mut Stream,
+    begin: KvStream,
+    mut coded: mpsc::Receiver<Coded>,
+) -> Result<PrefillStats, Broken> {
+    let mut digest = KvDigest::default();
+    stream.sender.send(&begin).await?;
+    while let Some(item) = coded.recv().await {
+        match item {
+            Coded::Chunk(chunk) => {
+                digest.add(&chunk);
+                stream.sender.send_data(chunk).await?;
+            }
+            Coded::Done { first_token, stats } => {
+                let (chunks, digest) = digest.finish();
+                stream.sender.send(&KvStream::End { chunks, digest, first_token, stats }).await?;
+                stream.sender.finish()?;
+                return Ok(stats);
+            }
+            Coded::Failed(failure) => return Err(Broken::Ours(failure)),
+        }
+    }
+    Err(Broken::Ours(engine_gone()))
+}
+
+/// A decode node that stops a stream says why on its own half.
+async fn last_words(stream: &mut Stream, error: &SendError) -> Failure {
+    match stream.receiver.recv_message::<KvReply>(LAST_WORDS).await {
+        Ok(KvReply::Fail(failure)) => failure,
+        _ => transfer(format!("the KV stream broke: {error}")),
+    }
+}
+
+fn ms(duration: Duration) -> f32 {
+    duration.as_secs_f32() * 1e3
+}

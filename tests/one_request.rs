@@ -1,0 +1,84 @@
+//! Text in, text out, over real QUIC and HTTP, with what each answer says of its transfer.
+
+use cluster_tests::Kit;
+use serde_json::{Value, json};
+
+const BYTES_PER_TOKEN: u64 = 6144;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coded_cache_crosses_in_a_fraction_of_its_bytes() {
+    let kit = Kit::start().await;
+    let prompt = kit.prompt(1_500);
+    let raw = kit.complete(&prompt, 8, json!({"kv_codec": "raw"})).await.kv_transfer.unwrap();
+    assert_eq!(raw.raw_bytes, 1_500 * BYTES_PER_TOKEN);
+    let overhead = raw.wire_bytes as f64 / raw.raw_bytes as f64;
+    assert!((1.0..1.01).contains(&overhead), "raw costs {overhead} of its bytes");
+    let mut last = 1.0;
+    for tier in [8, 32, 64] {
+        let coded = kit.complete(&prompt, 8, json!({"kv_codec": "kvtc", "kv_tier": tier})).await;
+        let coded = coded.kv_transfer.unwrap();
+        assert_eq!((coded.codec.as_deref(), coded.tier), (Some("kvtc"), Some(tier)));
+        assert_eq!(coded.saved_bytes, coded.raw_bytes as i64 - coded.wire_bytes as i64);
+        let ratio = coded.raw_bytes as f64 / coded.wire_bytes as f64;
+        assert!((coded.ratio.unwrap() - ratio).abs() < 0.01);
+        assert!(ratio > last * 1.2, "tier {tier}: {ratio}");
+        assert!(coded.prefill_ms > 0.0 && coded.encode_ms > 0.0 && coded.decode_ms > 0.0);
+        assert!(coded.ttft_ms >= coded.prefill_ms && coded.second_token_ms.unwrap() > coded.ttft_ms);
+        last = ratio;
+    }
+    assert!(last > 20.0, "tier 64 reaches {last}");
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coded_answers_still_find_the_hidden_fact() {
+    let kit = Kit::start().await;
+    let tasks = cluster_tests::kit::tasks(&kit.tokenizer, 8, 1_000);
+    let mut right = [0, 0];
+    for task in &tasks {
+        for (codec, right) in ["raw", "kvtc"].into_iter().zip(&mut right) {
+            let extra = json!({"kv_codec": codec, "kv_tier": 32, "stop": "\n"});
+            let answer = kit.complete(&task.prompt, 24, extra).await;
+            *right += usize::from(answer.choices[0].text.trim() == task.answer);
+        }
+    }
+    let [raw, coded] = right;
+    assert!(raw >= 6, "the model itself finds {raw} of 8");
+    assert!(coded + 1 >= raw, "raw finds {raw} of 8, tier 32 {coded}");
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_gives_the_same_text_as_a_whole_answer() {
+    let kit = Kit::start().await;
+    let prompt = kit.prompt(200);
+    let whole = kit.complete(&prompt, 16, json!({"kv_codec": "raw"})).await;
+    let body = json!({
+        "model": "tiny-llama", "prompt": prompt, "max_tokens": 16, "temperature": 0, "stream": true,
+        "stream_options": {"include_usage": true}, "kv_codec": "raw", "kv_transfer": true,
+    });
+    let response = kit.send(&body).await;
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/event-stream"));
+    let text = response.text().await.unwrap();
+    let events: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    let (done, chunks) = events.split_last().unwrap();
+    assert_eq!(*done, "[DONE]");
+    let chunks: Vec<Value> = chunks.iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let (usage, tokens) = chunks.split_last().unwrap();
+    let streamed: String = tokens.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(streamed, whole.choices[0].text);
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], whole.usage.unwrap().completion_tokens);
+    assert_eq!(usage["kv_transfer"]["source"], "remote");
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_being_asked_nothing_is_said_of_the_transfer() {
+    let kit = Kit::start().await;
+    let body = json!({"model": "tiny-llama", "prompt": "The linker", "max_tokens": 3});
+    let answer: Value = kit.send(&body).await.json().await.unwrap();
+    assert!(answer.get("kv_transfer").is_none_or(Value::is_null));
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    kit.stop().await;
+}
