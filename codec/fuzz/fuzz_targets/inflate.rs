@@ -30,11 +30,15 @@ fuzz_target!(|segment: &[u8]| {
     bytes.extend_from_slice(segment);
     let digest = blake3::hash(&bytes);
     bytes.extend_from_slice(&digest.as_bytes()[..16]);
-    let decoder = Decoder::new(PLAN.layout().clone(), PLAN.model_fingerprint(), Some(PLAN.clone()), Limits::default());
+    let decoder =
+        Decoder::new(PLAN.layout().clone(), PLAN.model_fingerprint(), Some(PLAN.clone()), Limits::default());
     let accepted = decoder.expect("the golden plan fits its own layout").decode(&bytes).is_ok();
     if accepted && segment.len() != *inflated_len {
         let mut inflated = Vec::new();
         let read = DeflateDecoder::new(segment).read_to_end(&mut inflated);
-        assert!(read.is_ok() && inflated.len() == *inflated_len, "accepted a segment that does not inflate to its length");
+        assert!(
+            read.is_ok() && inflated.len() == *inflated_len,
+            "accepted a segment that does not inflate to its length"
+        );
     }
 });
