@@ -11,7 +11,8 @@ async fn eight_sessions_take_fewer_steps_than_tokens() {
     let alone = kit.complete(&prompts[0], 64, json!({"kv_codec": "raw", "ignore_eos": true})).await;
     let registry = &kit.cluster.decode[0].registry;
     let count = |name: &str| metric(registry, name);
-    let (steps, tokens) = (count("kvferry_decode_steps_total"), count("kvferry_decode_generated_tokens_total"));
+    let (steps, tokens) =
+        (count("kvferry_decode_steps_total"), count("kvferry_decode_generated_tokens_total"));
     assert_eq!((steps, tokens), (63.0, 63.0), "one session takes a step a token; prefill gave the first");
     let all = prompts.iter().map(|p| kit.complete(p, 64, json!({"kv_codec": "raw", "ignore_eos": true})));
     let answers = join_all(all).await;
@@ -35,7 +36,11 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
                 }
             }
         }
-        if outputs.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        if outputs.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
     })
     .await;
     outputs.into_iter().flatten().collect()

@@ -19,7 +19,10 @@ async fn raw_equals_a_single_process_run() {
         let answer = kit.complete(&prompt, MAX_TOKENS, json!({"kv_codec": "raw"})).await;
         assert_eq!(answer.choices[0].text, kit.tokenizer.decode(&expected), "{length} tokens");
         let usage = answer.usage.unwrap();
-        assert_eq!((usage.prompt_tokens as usize, usage.completion_tokens as usize), (length, expected.len()));
+        assert_eq!(
+            (usage.prompt_tokens as usize, usage.completion_tokens as usize),
+            (length, expected.len())
+        );
     }
     let decode = &kit.cluster.decode[0].registry;
     assert_eq!(metric(decode, "kvferry_decode_local_prefill_tokens_total"), 0.0);

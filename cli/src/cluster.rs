@@ -91,6 +91,14 @@ impl LocalCluster {
         &self.url
     }
 
+    /// A certificate of the cluster's authority, for a process of one's own.
+    ///
+    /// # Errors
+    /// When the name cannot stand in a certificate.
+    pub fn identity(&self, name: &str) -> anyhow::Result<Identity> {
+        Ok(self.authority.issue(name)?)
+    }
+
     /// Starts one more prefill node, with settings changed by `adjust`; it has a shutdown of its own.
     ///
     /// # Errors
@@ -101,7 +109,7 @@ impl LocalCluster {
     ) -> anyhow::Result<Runtime> {
         let mut config = prefill_node::Config::local(self.node_args());
         adjust(&mut config);
-        let identity = self.authority.issue("prefill")?;
+        let identity = self.identity("prefill")?;
         let node =
             prefill_node::start(&config, Arc::clone(&self.loaded), &identity, self.node_shutdown()).await?;
         self.prefill.push(node.clone());
@@ -118,7 +126,7 @@ impl LocalCluster {
     ) -> anyhow::Result<Runtime> {
         let mut config = decode_node::Config::local(self.node_args());
         adjust(&mut config);
-        let identity = self.authority.issue("decode")?;
+        let identity = self.identity("decode")?;
         let node =
             decode_node::start(&config, Arc::clone(&self.loaded), &identity, self.node_shutdown()).await?;
         self.decode.push(node.clone());

@@ -26,7 +26,8 @@ pub fn model_dir() -> PathBuf {
 #[must_use]
 pub fn loaded() -> Arc<Loaded> {
     static LOADED: OnceLock<Arc<Loaded>> = OnceLock::new();
-    let load = || Arc::new(Loaded::load(&model_dir(), None, "tiny-llama".into()).expect("the embedded model loads"));
+    let load =
+        || Arc::new(Loaded::load(&model_dir(), None, "tiny-llama".into()).expect("the embedded model loads"));
     Arc::clone(LOADED.get_or_init(load))
 }
 
@@ -60,7 +61,8 @@ impl Kit {
         let mut options = Options::new(model_dir());
         adjust(&mut options);
         let (loaded, shutdown) = (loaded(), Shutdown::new(Duration::from_secs(2)));
-        let cluster = LocalCluster::start(&loaded, options, shutdown.clone()).await.expect("the cluster comes up");
+        let cluster =
+            LocalCluster::start(&loaded, options, shutdown.clone()).await.expect("the cluster comes up");
         let tokenizer = Tokenizer::load(&model_dir()).expect("the tokenizer loads");
         Self { cluster, loaded, tokenizer, http: reqwest::Client::new(), shutdown }
     }
@@ -97,7 +99,10 @@ impl Kit {
     /// When the router does not answer.
     pub async fn send(&self, body: &Value) -> reqwest::Response {
         let request = self.http.post(format!("{}/v1/completions", self.cluster.url())).json(body);
-        tokio::time::timeout(PATIENCE, request.send()).await.expect("answered in time").expect("the router answers")
+        tokio::time::timeout(PATIENCE, request.send())
+            .await
+            .expect("answered in time")
+            .expect("the router answers")
     }
 
     /// Sends a greedy completion request with `extra` fields and expects it to succeed.
@@ -122,7 +127,8 @@ impl Kit {
     /// # Panics
     /// When the router does not answer.
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let response = self.http.get(format!("{}{path}", self.cluster.url())).send().await.expect("the router answers");
+        let response =
+            self.http.get(format!("{}{path}", self.cluster.url())).send().await.expect("the router answers");
         (response.status().as_u16(), response.text().await.expect("a body"))
     }
 
@@ -146,7 +152,13 @@ pub fn metric(registry: &Registry, name: &str) -> f64 {
     let text = registry.encode().expect("metrics encode");
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
-        let value = if rest.starts_with('{') { rest.split_once("} ")?.1 } else { rest.strip_prefix(' ')? };
+        let value = if name.ends_with('}') {
+            rest.strip_prefix(' ')?
+        } else if rest.starts_with('{') {
+            rest.split_once("} ")?.1
+        } else {
+            rest.strip_prefix(' ')?
+        };
         value.split(' ').next()?.parse::<f64>().ok()
     });
     values.sum()
@@ -169,6 +181,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 pub fn tasks(tokenizer: &Tokenizer, count: u64, tokens: usize) -> Vec<kvferry::prompts::Task> {
     use rand::SeedableRng;
     let length = |text: &str| tokenizer.encode(text).map_or(0, |ids| ids.len());
-    let task = |seed| kvferry::prompts::retrieval(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed), tokens, length);
+    let task =
+        |seed| kvferry::prompts::retrieval(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed), tokens, length);
     (100..100 + count).map(task).collect()
 }

@@ -18,7 +18,9 @@ pub fn generate(loaded: &Loaded, prompt: &[u32], max_tokens: usize, sampling: &S
     let mut cache = KvCache::<bf16>::new(llama.config(), prompt.len() + max_tokens);
     let pass = PromptPass::new(prompt.to_vec(), CHUNK);
     let first = loop {
-        if let Progress::FirstToken(first) = pass.advance(llama, &mut cache, sampling).expect("the prompt runs").1 {
+        if let Progress::FirstToken(first) =
+            pass.advance(llama, &mut cache, sampling).expect("the prompt runs").1
+        {
             break first;
         }
     };

@@ -53,8 +53,12 @@ impl StubPrefill {
         let shutdown = Shutdown::new(std::time::Duration::from_secs(1));
         let runtime = Runtime::bind(&args, Role::Prefill, Arc::clone(loaded), identity, shutdown);
         let runtime = runtime.await.expect("the stub starts");
-        let register =
-            Register { kv_address: None, max_session_tokens: 8192, kv_capacity_tokens: 8192, max_sessions: 8 };
+        let register = Register {
+            kv_address: None,
+            max_session_tokens: 8192,
+            kv_capacity_tokens: 8192,
+            max_sessions: 8,
+        };
         let (sender, jobs) = mpsc::channel(8);
         let take = move |mut router: Stream| {
             let sender = sender.clone();
@@ -73,7 +77,10 @@ impl StubPrefill {
     /// # Panics
     /// When none comes in time.
     pub async fn job(&mut self) -> Job {
-        tokio::time::timeout(PATIENCE, self.jobs.recv()).await.expect("a request in time").expect("the stub runs")
+        tokio::time::timeout(PATIENCE, self.jobs.recv())
+            .await
+            .expect("a request in time")
+            .expect("the stub runs")
     }
 
     /// Opens the KV stream for a job and sends its first message.
@@ -104,7 +111,8 @@ pub fn compute(loaded: &Loaded, prefill: &Prefill) -> Delivery {
     let pass = PromptPass::new(tokens.clone(), CHUNK);
     let coding = Coding { kind: CodecKind::Raw, tier: 32 };
     let encoder = Encoder::new(loaded.layout.clone(), loaded.llama.fingerprint(), None, coding, tokens.len());
-    let (encoder, mut digest, mut chunks) = (encoder.expect("raw needs no plan"), KvDigest::default(), Vec::new());
+    let (encoder, mut digest, mut chunks) =
+        (encoder.expect("raw needs no plan"), KvDigest::default(), Vec::new());
     loop {
         let (range, progress) =
             pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY).expect("the prompt runs");

@@ -1,0 +1,44 @@
+//! The command line as a user meets it.
+
+use std::process::Command;
+
+fn kvferry(args: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_kvferry")).args(args).output().unwrap()
+}
+
+#[test]
+fn help_names_every_command() {
+    let help = String::from_utf8(kvferry(&["--help"]).stdout).unwrap();
+    for command in ["demo", "certs", "calibrate", "bench"] {
+        assert!(help.contains(command), "{help}");
+    }
+}
+
+#[test]
+fn certs_are_made_once_and_then_issued_by_the_same_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("certs");
+    let read = |name: &str| std::fs::read(path.join(name)).unwrap();
+    assert!(kvferry(&["certs", path.to_str().unwrap()]).status.success());
+    let authority = read("ca.pem");
+    for role in ["router", "prefill", "decode"] {
+        assert!(!read(&format!("{role}.pem")).is_empty() && !read(&format!("{role}.key")).is_empty());
+    }
+    assert!(kvferry(&["certs", path.to_str().unwrap()]).status.success());
+    assert_eq!(read("ca.pem"), authority);
+}
+
+#[test]
+fn calibrating_on_too_little_text_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let corpus = dir.path().join("small.txt");
+    std::fs::write(&corpus, "too little text to calibrate anything on. ".repeat(40)).unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-llama");
+    let out = dir.path().join("plan");
+    let args =
+        ["calibrate", "--model", model, "--corpus", corpus.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let output = kvferry(&args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("tokens"), "{said}");
+    assert!(!out.exists());
+}

@@ -1,0 +1,227 @@
+//! What goes wrong between two nodes ends in an honest error and a free slot, never in a token from a broken cache.
+
+use std::time::Duration;
+
+use cluster_tests::kit::{eventually, metric};
+use cluster_tests::stub::{Delivery, Job, StubPrefill, compute};
+use cluster_tests::{Kit, oracle};
+use model::Sampling;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use transport::message::FromPrefill;
+
+/// How long a client that must not get a token is watched.
+const WATCHED: Duration = Duration::from_millis(500);
+const MAX_TOKENS: u32 = 12;
+
+/// A cluster whose only prefill node is the test's.
+async fn with_stub() -> (Kit, StubPrefill) {
+    let kit = Kit::start_with(|options| {
+        options.prefill_nodes = 0;
+        options.router.local_prefill = router::LocalPrefill::Never;
+        options.router.retries = 0;
+    })
+    .await;
+    let identity = kit.cluster.identity("prefill").unwrap();
+    let stub = StubPrefill::join(&kit.loaded, kit.cluster.router.quic, &identity).await;
+    kit.cluster.until_joined(2).await.unwrap();
+    (kit, stub)
+}
+
+fn request(kit: &Kit, prompt: &str) -> JoinHandle<(u16, Value)> {
+    let url = format!("{}/v1/completions", kit.cluster.url());
+    let body = json!({"model": "tiny-llama", "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0});
+    tokio::spawn(async move {
+        let response = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    })
+}
+
+async fn slots_are_free(kit: &Kit) {
+    let registry = &kit.cluster.decode[0].registry;
+    eventually("slots are freed", || metric(registry, "kvferry_decode_kv_used_tokens") == 0.0).await;
+    assert_eq!(metric(registry, "kvferry_decode_sessions"), 0.0, "no session is left in any state");
+}
+
+/// Delivers a job as it should be, so that the cluster is seen to work after whatever went wrong before.
+async fn serve_well(kit: &Kit, stub: &mut StubPrefill, prompt: &str) {
+    let answer = request(kit, prompt);
+    let Job { prefill, mut router } = stub.job().await;
+    let Delivery { chunks, end } = compute(&kit.loaded, &prefill);
+    let mut kv = stub.open(&prefill).await;
+    for chunk in chunks {
+        kv.sender.send_data(chunk).await.unwrap();
+    }
+    kv.sender.send(&end).await.unwrap();
+    kv.sender.finish().unwrap();
+    router.sender.send(&FromPrefill::Prefilled).await.unwrap();
+    let (status, body) = answer.await.unwrap();
+    assert_eq!(status, 200, "{body}");
+    let ids = kit.tokenizer.encode(prompt).unwrap();
+    let expected = oracle::generate(&kit.loaded, &ids, MAX_TOKENS as usize, &Sampling::GREEDY);
+    assert_eq!(body["choices"][0]["text"], kit.tokenizer.decode(&expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_cache_is_incomplete_the_client_gets_no_token() {
+    let (kit, mut stub) = with_stub().await;
+    let prompt = kit.prompt(600);
+    let mut answer = request(&kit, &prompt);
+    let Job { prefill, mut router } = stub.job().await;
+    let Delivery { chunks, end } = compute(&kit.loaded, &prefill);
+    let mut kv = stub.open(&prefill).await;
+    for chunk in chunks {
+        kv.sender.send_data(chunk).await.unwrap();
+    }
+    // Everything but the closing message is there: a careless decode node could begin.
+    assert!(tokio::time::timeout(WATCHED, &mut answer).await.is_err(), "answered from an unfinished cache");
+    assert_eq!(metric(&kit.cluster.decode[0].registry, "kvferry_decode_steps_total"), 0.0);
+    kv.sender.send(&end).await.unwrap();
+    kv.sender.finish().unwrap();
+    router.sender.send(&FromPrefill::Prefilled).await.unwrap();
+    assert_eq!(answer.await.unwrap().0, 200);
+    slots_are_free(&kit).await;
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_deliveries_are_refused_and_cost_nobody_else() {
+    let (kit, mut stub) = with_stub().await;
+    let prompt = kit.prompt(600);
+    for damage in ["flipped byte", "missing chunk", "swapped chunks", "wrong digest", "cut stream"] {
+        let answer = request(&kit, &prompt);
+        let Job { prefill, router } = stub.job().await;
+        let Delivery { mut chunks, end } = compute(&kit.loaded, &prefill);
+        let mut kv = stub.open(&prefill).await;
+        match damage {
+            "flipped byte" => {
+                let mut bytes = chunks[1].to_vec();
+                bytes[2000] ^= 1;
+                chunks[1] = bytes.into();
+            }
+            "missing chunk" => drop(chunks.remove(1)),
+            "swapped chunks" => chunks.swap(0, 1),
+            "wrong digest" => drop(kv.sender.send_data(chunks.remove(0)).await),
+            _ => chunks.truncate(1),
+        }
+        for chunk in chunks {
+            // Decode may stop the stream as soon as it sees the damage.
+            drop(kv.sender.send_data(chunk).await);
+        }
+        if damage == "wrong digest" {
+            let transport::message::KvStream::End { chunks, mut digest, first_token, stats } = end else {
+                panic!("a delivery ends with its end");
+            };
+            digest[0] ^= 1;
+            let end = transport::message::KvStream::End { chunks, digest, first_token, stats };
+            drop(kv.sender.send(&end).await);
+        } else if damage != "cut stream" {
+            drop(kv.sender.send(&end).await);
+        }
+        drop(kv);
+        let (status, body) = answer.await.unwrap();
+        drop(router);
+        assert!(status >= 500, "{damage}: {status} {body}");
+        assert!(body["error"]["message"].as_str().is_some_and(|m| !m.is_empty()), "{damage}: {body}");
+        slots_are_free(&kit).await;
+    }
+    assert_eq!(metric(&kit.cluster.decode[0].registry, "kvferry_decode_steps_total"), 0.0);
+    serve_well(&kit, &mut stub, &prompt).await;
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_opens_its_slot_once() {
+    let (kit, mut stub) = with_stub().await;
+    let prompt = kit.prompt(40);
+    let answer = request(&kit, &prompt);
+    let Job { prefill, router } = stub.job().await;
+    let first = stub.open(&prefill).await;
+    let registry = &kit.cluster.decode[0].registry;
+    eventually("the ticket is used", || {
+        metric(registry, "kvferry_decode_sessions{state=\"receiving\"}") == 1.0
+    })
+    .await;
+    let mut second = stub.open(&prefill).await;
+    let reply = second.receiver.recv_message::<transport::message::KvReply>(Duration::from_secs(5)).await;
+    assert!(
+        matches!(&reply, Ok(transport::message::KvReply::Fail(failure)) if failure.message.contains("ticket")),
+        "{reply:?}"
+    );
+    drop((first, router));
+    assert!(answer.await.unwrap().0 >= 500);
+    slots_are_free(&kit).await;
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_frees_its_slot() {
+    let kit = Kit::start().await;
+    let body = json!({"model": "tiny-llama", "prompt": "Once", "max_tokens": 8000, "ignore_eos": true, "stream": true});
+    let mut response = kit.send(&body).await;
+    assert!(response.chunk().await.unwrap().is_some());
+    let registry = &kit.cluster.decode[0].registry;
+    assert!(metric(registry, "kvferry_decode_kv_used_tokens") > 8000.0);
+    drop(response);
+    slots_are_free(&kit).await;
+    assert!(metric(registry, "kvferry_decode_generated_tokens_total") < 7000.0);
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_during_the_transfer_stops_prefill_too() {
+    let (kit, mut stub) = with_stub().await;
+    let answer = request(&kit, &kit.prompt(600));
+    let Job { prefill, router } = stub.job().await;
+    let kv = stub.open(&prefill).await;
+    answer.abort();
+    let patience = cluster_tests::kit::PATIENCE;
+    let stopped =
+        tokio::time::timeout(patience, async { tokio::join!(kv.sender.stopped(), router.sender.stopped()) });
+    stopped.await.expect("both streams of the prefill node end");
+    slots_are_free(&kit).await;
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_decode_node_refuses_and_recovers() {
+    let mut kit = Kit::start_with(|options| {
+        options.decode_nodes = 0;
+        options.router.retries = 0;
+    })
+    .await;
+    kit.cluster.add_decode(|config| config.kv_capacity_tokens = 1000).await.unwrap();
+    kit.cluster.until_joined(2).await.unwrap();
+    let body = json!({"model": "tiny-llama", "prompt": "Once", "max_tokens": 900, "ignore_eos": true, "stream": true});
+    let mut running = kit.send(&body).await;
+    assert!(running.chunk().await.unwrap().is_some());
+    let refused = kit.send(&body).await;
+    assert!([429, 503].contains(&refused.status().as_u16()), "{}", refused.status());
+    assert!(refused.headers().contains_key("retry-after"));
+    drop(running);
+    slots_are_free(&kit).await;
+    assert_eq!(kit.send(&body).await.status(), 200);
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_may_come_and_go() {
+    let mut kit = Kit::start_with(|options| options.decode_nodes = 2).await;
+    let prompt = kit.prompt(50);
+    kit.complete(&prompt, 4, json!({})).await;
+    let leaving = kit.cluster.decode.remove(0);
+    leaving.shutdown.end();
+    leaving.finished().await;
+    drop(leaving);
+    kit.cluster.until_joined(2).await.unwrap();
+    for _ in 0..3 {
+        kit.complete(&prompt, 4, json!({})).await;
+    }
+    kit.cluster.add_decode(|_| {}).await.unwrap();
+    kit.cluster.add_prefill(|_| {}).await.unwrap();
+    kit.cluster.until_joined(4).await.unwrap();
+    for _ in 0..4 {
+        kit.complete(&prompt, 4, json!({})).await;
+    }
+    kit.stop().await;
+}
