@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 async fn every_bad_request_is_named_and_the_next_good_one_served() {
     let kit = Kit::start().await;
     let url = format!("{}/v1/completions", kit.cluster.url());
-    let http = reqwest::Client::new();
+    let http = cluster_tests::kit::client();
     let long = kit.prompt(8_192);
     let with = |field: &str, value: Value| {
         let mut body = json!({"model": "tiny-llama", "prompt": "The linker"});

@@ -87,7 +87,7 @@ async fn three_processes_serve_one_request_and_end_when_told() {
 
     let body =
         json!({"model": "tiny-llama", "prompt": "The linker reports", "max_tokens": 5, "kv_transfer": true});
-    let client = reqwest::Client::new();
+    let client = cluster_tests::kit::client();
     let deadline = Instant::now() + PATIENCE;
     let answer: Value = loop {
         let response = client.post(format!("http://{http}/v1/completions")).json(&body).send().await.unwrap();

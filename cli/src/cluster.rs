@@ -108,6 +108,7 @@ impl LocalCluster {
         adjust: impl FnOnce(&mut prefill_node::Config),
     ) -> anyhow::Result<Runtime> {
         let mut config = prefill_node::Config::local(self.node_args());
+        config.node.link_gbps = self.options.link_gbps;
         adjust(&mut config);
         let identity = self.identity("prefill")?;
         let node =
@@ -143,7 +144,7 @@ impl LocalCluster {
             if Instant::now() > deadline {
                 let joined = self.router.nodes();
                 bail!(
-                    "{joined} of {nodes} nodes joined within {READY_DEADLINE:?}; --log-level info says why"
+                    "{joined} of {nodes} nodes joined within {READY_DEADLINE:?}; --log-level debug says why"
                 );
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -152,25 +153,23 @@ impl LocalCluster {
     }
 
     /// Waits for the shutdown, then stops nodes and router.
-    ///
-    /// # Errors
-    /// None at present; the router's end may have one.
-    pub async fn finished(self) -> anyhow::Result<()> {
+    pub async fn finished(self) {
         self.shutdown.draining().await;
         for node in self.prefill.iter().chain(&self.decode) {
             node.shutdown.drain();
         }
-        for node in self.prefill.iter().chain(&self.decode) {
-            node.finished().await;
+        let nodes = tokio::task::JoinSet::from_iter(
+            self.prefill.iter().chain(&self.decode).cloned().map(|node| async move { node.finished().await }),
+        );
+        tokio::select! {
+            _ = nodes.join_all() => {}
+            () = self.shutdown.ended() => {}
         }
         self.router.finished().await;
-        Ok(())
     }
 
     fn node_args(&self) -> NodeArgs {
-        let mut args = NodeArgs::local(&self.options.model, self.router.quic);
-        args.link_gbps = self.options.link_gbps;
-        args
+        NodeArgs::local(&self.options.model, self.router.quic)
     }
 
     fn node_shutdown(&self) -> Shutdown {

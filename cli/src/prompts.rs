@@ -105,13 +105,20 @@ fn fact(rng: &mut impl Rng) -> Fact {
     }
 }
 
+/// Counts a text's tokens without the begin-of-text token that a whole prompt has.
+pub fn text_tokens(tokenizer: &openai::Tokenizer) -> impl Fn(&str) -> usize {
+    let begin = usize::from(tokenizer.begin_of_text().is_some());
+    move |text| tokenizer.encode(text).map_or(0, |ids| ids.len().saturating_sub(begin))
+}
+
 /// A task of about `tokens` tokens by the given measure of text, never more unless the facts alone are.
 pub fn retrieval(rng: &mut impl Rng, tokens: usize, count: impl Fn(&str) -> usize) -> Task {
     let facts: Vec<Fact> = (0..FACTS).map(|_| fact(rng)).collect();
     let asked = &facts[rng.random_range(0..FACTS)];
     let question = format!("\n\nQuestion: {}\nAnswer:", asked.question);
-    let cost = |text: &str| count(text) + 1;
-    let fixed: usize = cost(&question) + facts.iter().map(|f| cost(&f.sentence)).sum::<usize>();
+    // A sentence is counted with the space that joins it, as tokenizers do.
+    let cost = |text: &str| count(&format!(" {text}"));
+    let fixed: usize = count(&question) + 1 + facts.iter().map(|f| cost(&f.sentence)).sum::<usize>();
     let mut left = tokens.saturating_sub(fixed);
     let mut sentences = Vec::new();
     loop {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::{LogitsOf, Sequence};
-use node::failure::internal;
+use node::failure::{EngineFault, internal};
 use node::prompt::{Progress, PromptPass};
 use node::{Loaded, StartError};
+use service::Shutdown;
 use tokio::sync::mpsc;
 use transport::message::{Failure, FinishReason, PrefillStats};
 
@@ -63,12 +64,16 @@ impl Engine {
         chunk: usize,
         sessions: usize,
         metrics: Metrics,
+        shutdown: Shutdown,
     ) -> Result<Self, StartError> {
         let (jobs, waiting) = mpsc::channel(sessions);
         let mut batch = Batch { loaded, metrics, active: Vec::new(), local: VecDeque::new() };
         std::thread::Builder::new()
             .name("decode-engine".into())
-            .spawn(move || batch.run(waiting))
+            .spawn(move || {
+                let _fault = EngineFault::watch(shutdown);
+                batch.run(waiting);
+            })
             .map_err(|e| StartError::Flag(format!("cannot start the engine's thread: {e}")))?;
         Ok(Self { jobs, chunk })
     }
@@ -220,5 +225,7 @@ impl Batch {
 
 fn finish(mut session: Session, reason: FinishReason, out: &mpsc::Sender<Event>) {
     session.advance(State::Done);
+    // The slot is free before anybody hears that the session is over.
+    drop(session);
     drop(out.try_send(Event::Finished(reason)));
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use codec::CodecKind;
 use node::failure::{fail, internal, invalid, transfer};
 use node::{KvDigest, Loaded};
 use service::Shutdown;
@@ -97,7 +98,9 @@ impl Intake {
                     prefill: complete.stats,
                 };
                 let delivered = Delivered { session, first_token: complete.first_token, transfer };
-                drop(outcome.send(Ok(delivered)));
+                if outcome.send(Ok(delivered)).is_err() {
+                    return; // the request is gone; dropping the stream says so
+                }
                 if stream.sender.send(&KvReply::Accepted).await.is_ok() {
                     drop(stream.sender.finish());
                 }
@@ -114,6 +117,8 @@ impl Intake {
         let KvStream::Begin { ticket, coding, prompt_tokens } = first.map_err(transfer)? else {
             return Err(invalid("a KV stream begins with its ticket"));
         };
+        let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
+        let coding = KvCoding { codec: kind.to_string(), tier: coding.tier };
         let unknown = || invalid("this ticket is unknown, used or was given up");
         let mut pending = self.tickets.take(ticket).ok_or_else(unknown)?;
         let reserved = pending.session.prompt_tokens;
@@ -134,11 +139,15 @@ impl Intake {
     ) -> Result<(crate::session::Session, Complete), Failure> {
         let mut digest = KvDigest::default();
         let end = loop {
-            match receiver.recv::<KvStream>(self.silence).await {
+            let frame = tokio::select! {
+                frame = receiver.recv::<KvStream>(self.silence) => frame,
+                () = chunks.closed() => break None, // the import has failed, and says why below
+            };
+            match frame {
                 Ok(Frame::Data(chunk)) => {
                     digest.add(&chunk);
                     if chunks.send(chunk).await.is_err() {
-                        break None; // the import has failed, and says why below
+                        break None;
                     }
                 }
                 Ok(Frame::Message(KvStream::End { chunks, digest, first_token, stats })) => {

@@ -61,7 +61,8 @@ impl Server {
         let metrics = Metrics::new(&runtime.registry);
         let loaded = Arc::clone(&runtime.loaded);
         let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens as usize);
-        let engine = Engine::start(Arc::clone(&loaded), chunk, sessions as usize, metrics.clone())?;
+        let (shared, shutdown) = (Arc::clone(&loaded), runtime.shutdown.clone());
+        let engine = Engine::start(shared, chunk, sessions as usize, metrics.clone(), shutdown)?;
         let model = loaded.llama.config().clone();
         let used = metrics.kv_used_tokens.clone();
         Ok(Self {

@@ -22,10 +22,18 @@ pub(crate) struct SlotPool {
 /// Room for one session's cache.
 #[derive(Debug)]
 pub(crate) struct Slot {
+    // Fields are dropped in this order: memory first, then the room is given back, then the gauge says so.
     pub(crate) cache: KvCache<bf16>,
-    tokens: OwnedSemaphorePermit,
+    _tokens: OwnedSemaphorePermit,
     _session: OwnedSemaphorePermit,
-    used_tokens: Gauge,
+    _used: Used,
+}
+
+/// Reserved tokens as the gauge shows them.
+#[derive(Debug)]
+struct Used {
+    gauge: Gauge,
+    tokens: i64,
 }
 
 impl SlotPool {
@@ -49,14 +57,15 @@ impl SlotPool {
             fail(FailureKind::Busy, message)
         };
         let permit = Arc::clone(&self.tokens).try_acquire_many_owned(tokens).map_err(no_room)?;
-        self.used_tokens.inc_by(i64::from(tokens));
+        let used = Used { gauge: self.used_tokens.clone(), tokens: i64::from(tokens) };
+        used.gauge.inc_by(used.tokens);
         let cache = KvCache::new(&self.model, tokens as usize);
-        Ok(Slot { cache, tokens: permit, _session: session, used_tokens: self.used_tokens.clone() })
+        Ok(Slot { cache, _tokens: permit, _session: session, _used: used })
     }
 }
 
-impl Drop for Slot {
+impl Drop for Used {
     fn drop(&mut self) {
-        self.used_tokens.dec_by(self.tokens.num_permits() as i64);
+        self.gauge.dec_by(self.tokens);
     }
 }

@@ -141,9 +141,9 @@ fn attend_tile<E: KvElement>(config: &Config, layer: usize, tile: &Tile<'_, E>, 
         let width = keys.len();
         simd::widen(tile.cache.keys(head, keys.clone()), &mut widened);
         matmul((rows, dim, width), &q, &widened, Rhs::Transposed, &mut scores, width, false);
-        // Query t sees keys up to its own position.
-        let visible = |row: usize| (tile.queries.start + row % tokens + 1).saturating_sub(start).min(width);
-        simd::softmax_block(&mut scores, width, &mut state, &mut out, visible);
+        // The first query sees keys up to its own position, each further one a key more.
+        let seen_by_first = tile.queries.start as isize + 1 - start as isize;
+        simd::softmax_block(&mut scores, width, (tokens, seen_by_first), &mut state, &mut out);
         simd::widen(tile.cache.values(head, keys), &mut widened);
         matmul((rows, width, dim), &scores, &widened, Rhs::Plain, &mut out, dim, true);
     }

@@ -85,8 +85,10 @@ struct OnDisk {
 
 #[derive(Deserialize)]
 struct RopeOnDisk {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name; checkpoints that were saved again hold both.
+    #[serde(rename = "type")]
+    legacy_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -111,8 +113,12 @@ impl Config {
         let text =
             std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
         let mut config = Self::parse(&text).map_err(|message| Error::Config { path, message })?;
-        if let Ok(text) = std::fs::read_to_string(model_dir.join("generation_config.json")) {
-            config.eos_token_ids.extend(generation_eos(&text));
+        let path = model_dir.join("generation_config.json");
+        if path.exists() {
+            let text =
+                std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let eos = generation_eos(&text).map_err(|e| Error::Config { path, message: e.to_string() })?;
+            config.eos_token_ids.extend(eos);
             config.eos_token_ids.sort_unstable();
             config.eos_token_ids.dedup();
         }
@@ -206,7 +212,8 @@ impl OnDisk {
 
 impl RopeOnDisk {
     fn scaling(&self) -> Result<Option<Llama3Scaling>, String> {
-        match self.rope_type.as_deref() {
+        match self.rope_type.as_deref().or(self.legacy_type.as_deref()) {
+            None if self.factor.is_some() => Err("rope_scaling has a factor but no rope_type".into()),
             None | Some("default") => Ok(None),
             Some("llama3") => {
                 let missing = |name| format!("rope_scaling of type llama3 lacks `{name}`");
@@ -233,13 +240,13 @@ impl OneOrMany {
     }
 }
 
-fn generation_eos(text: &str) -> Vec<u32> {
+fn generation_eos(text: &str) -> serde_json::Result<Vec<u32>> {
     #[derive(Deserialize)]
     struct Generation {
         eos_token_id: Option<OneOrMany>,
     }
-    let parsed = serde_json::from_str::<Generation>(text).ok();
-    parsed.and_then(|g| g.eos_token_id).map_or_else(Vec::new, OneOrMany::into_vec)
+    let parsed: Generation = serde_json::from_str(text)?;
+    Ok(parsed.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec))
 }
 
 #[cfg(test)]
@@ -284,6 +291,7 @@ mod tests {
             (r#","attention_bias":true"#, "attention_bias"),
             (r#","rope_scaling":{"rope_type":"yarn"}"#, "yarn"),
             (r#","rope_scaling":{"rope_type":"llama3"}"#, "factor"),
+            (r#","rope_scaling":{"factor":2.0}"#, "rope_type"),
             (r#","num_key_value_heads":3"#, "multiple"),
             (r#","head_dim":15"#, "odd"),
         ] {

@@ -1,17 +1,19 @@
 //! A Hugging Face Llama with an open KV cache: token ids in, logits out, and keys and values anyone may read and write.
 //!
-//! Knows no network and no codec. candle-transformers' Llama hides its cache, so the forward pass is this crate's own
-//! on candle tensors; candle-transformers' is the oracle in the tests, beside golden values from Hugging Face
-//! Transformers.
+//! Knows no network and no codec. candle-transformers' Llama hides its cache, so the forward pass is this crate's own:
+//! candle reads and widens the weights, the `gemm` crate multiplies. candle-transformers' Llama is the oracle in the
+//! tests, beside golden values from Hugging Face Transformers.
 //!
 //! The cache is bf16 at rest on every path, so that a cache that crossed the wire losslessly gives the same tokens as
 //! one that never left.
 #![deny(unsafe_code)]
 
 mod attention;
+mod block;
 mod config;
 mod error;
 mod kv_cache;
+mod linear;
 mod llama;
 mod matmul;
 mod rope;

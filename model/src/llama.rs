@@ -1,20 +1,25 @@
 //! The forward pass: token ids of any number of sequences in, logits out, keys and values left in the open caches.
 //!
 //! A prompt chunk is one sequence with many tokens, a decode step many sequences with one token each; both are the same
-//! call. Linear layers are candle tensors `[tokens, features]`, attention works on the caches (see [`crate::attention`]).
+//! call. Rows go through a block's linear layers in tiles (see [`crate::block`]), attention works on the caches (see
+//! [`crate::attention`]).
 
 use std::path::Path;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::attention::{ReceivedAttention, View, attend};
+use crate::block::{Block, Spread};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvCache, KvElement};
+use crate::linear::Linear;
 use crate::rope::{RopeTable, inv_freq};
 use crate::simd;
 use crate::weights::Weights;
+
+/// Fewest rows of a tile: a product packs the weights for each tile, which fewer rows would not pay back.
+const MIN_TILE: usize = 32;
 
 /// One sequence's part in a forward call.
 #[derive(Debug)]
@@ -36,26 +41,16 @@ pub enum LogitsOf {
     EveryToken,
 }
 
-struct Block {
-    input_norm: Tensor, // [hidden]
-    qkv: Tensor,        // [(heads + 2 * kv_heads) * head_dim, hidden]
-    output: Tensor,     // [hidden, heads * head_dim]
-    post_norm: Tensor,  // [hidden]
-    gate_up: Tensor,    // [2 * intermediate, hidden]
-    down: Tensor,       // [hidden, intermediate]
-}
-
 /// A loaded Llama.
 pub struct Llama {
     config: Config,
     fingerprint: [u8; 16],
-    embedding: Tensor, // [vocab, hidden]
+    embedding: Linear, // hidden -> vocab; its rows are the tokens' vectors
     blocks: Vec<Block>,
-    norm: Tensor, // [hidden]
-    head: Tensor, // [vocab, hidden]
+    norm: Vec<f32>,       // [hidden]
+    head: Option<Linear>, // hidden -> vocab; none where the embedding serves
     inv_freq: Vec<f32>,
     rope: RopeTable,
-    device: Device,
 }
 
 impl std::fmt::Debug for Llama {
@@ -70,26 +65,20 @@ impl Llama {
     /// # Errors
     /// When `config.json` or a tensor is missing, malformed or of another architecture.
     pub fn load(model_dir: &Path) -> Result<Self> {
-        let (config, device) = (Config::load(model_dir)?, Device::Cpu);
-        let weights = Weights::open(model_dir, &device)?;
-        let embedding = weights.get("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
-        let head = if config.tie_word_embeddings {
-            embedding.clone()
-        } else {
-            weights.get("lm_head.weight", &[config.vocab_size, config.hidden_size])?
-        };
-        let blocks =
-            (0..config.layers).map(|layer| Block::load(&weights, &config, layer)).collect::<Result<_>>()?;
+        let config = Config::load(model_dir)?;
+        let weights = Weights::open(model_dir)?;
+        let vocabulary = |name| Linear::load(&weights, config.hidden_size, &[(name, config.vocab_size)]);
         let inv_freq = inv_freq(&config.rope, config.head_dim);
         Ok(Self {
-            fingerprint: weights.fingerprint()?,
-            embedding,
-            blocks,
+            embedding: vocabulary("model.embed_tokens.weight")?,
+            head: (!config.tie_word_embeddings).then(|| vocabulary("lm_head.weight")).transpose()?,
+            blocks: (0..config.layers)
+                .map(|layer| Block::load(&weights, &config, layer))
+                .collect::<Result<_>>()?,
             norm: weights.get("model.norm.weight", &[config.hidden_size])?,
-            head,
             rope: RopeTable::new(&inv_freq, config.max_position_embeddings),
             inv_freq,
-            device,
+            fingerprint: weights.fingerprint()?,
             config,
         })
     }
@@ -120,17 +109,16 @@ impl Llama {
     /// For an empty sequence, a token outside of the vocabulary or a cache without room; no cache has changed then.
     pub fn forward<E: KvElement>(&self, batch: &mut [Sequence<'_, E>], logits: LogitsOf) -> Result<Vec<f32>> {
         self.check(batch)?;
-        let ids: Vec<u32> = batch.iter().flat_map(|s| s.tokens.iter().copied()).collect();
-        let mut x = self.embedding.index_select(&Tensor::new(ids.as_slice(), &self.device)?, 0)?;
+        let ids = batch.iter().flat_map(|s| s.tokens);
+        let mut x: Vec<f32> = ids.flat_map(|id| self.embedding.row(*id as usize)).copied().collect();
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = self.attention_half(layer, block, batch, &x)?;
-            x = self.feed_forward_half(block, &x)?;
+            self.run_block(layer, block, batch, &mut x);
         }
         for sequence in batch.iter_mut() {
             let len = sequence.cache.len() + sequence.tokens.len();
             sequence.cache.set_len(len)?;
         }
-        self.logits(batch, &x, logits)
+        Ok(self.logits(batch, &x, logits))
     }
 
     fn check<E: KvElement>(&self, batch: &[Sequence<'_, E>]) -> Result<()> {
@@ -151,19 +139,23 @@ impl Llama {
         Ok(())
     }
 
-    /// `x + attention(norm(x))`, `[tokens, hidden]`; writes the layer's keys and values.
-    fn attention_half<E: KvElement>(
+    /// One block over `x` `[tokens, hidden]` in place; writes the layer's keys and values.
+    fn run_block<E: KvElement>(
         &self,
         layer: usize,
         block: &Block,
         batch: &mut [Sequence<'_, E>],
-        x: &Tensor,
-    ) -> Result<Tensor> {
+        x: &mut [f32],
+    ) {
         let c = &self.config;
-        let qkv = self.normed(x, &block.input_norm)?.matmul(&block.qkv.t()?)?;
-        let tokens = qkv.dim(0)?;
+        let tokens = x.len() / c.hidden_size;
+        let (tile, spread) = tiling(tokens);
+        let mut qkv = vec![0f32; tokens * block.qkv_features()];
+        x.par_chunks(tile * c.hidden_size)
+            .zip(qkv.par_chunks_mut(tile * block.qkv_features()))
+            .for_each(|(x, qkv)| block.project(x, qkv, spread));
         let mut queries = vec![0f32; tokens * c.heads * c.head_dim];
-        with_slice(&qkv, |qkv| self.rotate_and_store(layer, batch, qkv, &mut queries))?;
+        self.rotate_and_store(layer, batch, &qkv, &mut queries);
         let mut views: Vec<_> = batch
             .iter_mut()
             .map(|s| View {
@@ -173,10 +165,11 @@ impl Llama {
                 received: s.received.as_deref_mut(),
             })
             .collect();
-        let mut out = vec![0f32; queries.len()];
-        attend(c, layer, &mut views, &queries, &mut out);
-        let out = Tensor::from_vec(out, (tokens, c.heads * c.head_dim), &self.device)?;
-        Ok((x + out.matmul(&block.output.t()?)?)?)
+        let mut attended = vec![0f32; queries.len()];
+        attend(c, layer, &mut views, &queries, &mut attended);
+        x.par_chunks_mut(tile * c.hidden_size)
+            .zip(attended.par_chunks(tile * c.heads * c.head_dim))
+            .for_each(|(x, attended)| block.finish(x, attended, spread));
     }
 
     /// Splits `qkv` `[tokens, heads + 2 * kv_heads, head_dim]`: turned queries to `queries` `[tokens, heads, head_dim]`,
@@ -214,80 +207,34 @@ impl Llama {
         }
     }
 
-    /// `x + down(silu(gate(norm(x))) * up(norm(x)))`, `[tokens, hidden]`.
-    fn feed_forward_half(&self, block: &Block, x: &Tensor) -> Result<Tensor> {
-        let width = self.config.intermediate_size;
-        let gate_up = self.normed(x, &block.post_norm)?.matmul(&block.gate_up.t()?)?;
-        let tokens = gate_up.dim(0)?;
-        let mut hidden = vec![0f32; tokens * width];
-        with_slice(&gate_up, |gate_up| {
-            hidden.par_chunks_mut(width).zip(gate_up.par_chunks(2 * width)).for_each(|(out, row)| {
-                let (gate, up) = row.split_at(width);
-                simd::swiglu(gate, up, out);
-            });
-        })?;
-        let hidden = Tensor::from_vec(hidden, (tokens, width), &self.device)?;
-        Ok((x + hidden.matmul(&block.down.t()?)?)?)
-    }
-
-    fn logits<E: KvElement>(
-        &self,
-        batch: &[Sequence<'_, E>],
-        x: &Tensor,
-        which: LogitsOf,
-    ) -> Result<Vec<f32>> {
-        let x = match which {
-            LogitsOf::EveryToken => x.clone(),
+    fn logits<E: KvElement>(&self, batch: &[Sequence<'_, E>], x: &[f32], which: LogitsOf) -> Vec<f32> {
+        let hidden = self.config.hidden_size;
+        let mut rows = match which {
+            LogitsOf::EveryToken => x.to_vec(),
             LogitsOf::LastToken => {
-                let ends = batch.iter().scan(0u32, |end, s| {
-                    *end += s.tokens.len() as u32;
-                    Some(*end - 1)
+                let ends = batch.iter().scan(0, |end, s| {
+                    *end += s.tokens.len();
+                    Some(*end)
                 });
-                x.index_select(&Tensor::from_iter(ends, &self.device)?, 0)?
+                ends.flat_map(|end| &x[(end - 1) * hidden..end * hidden]).copied().collect()
             }
         };
-        let logits = self.normed(&x, &self.norm)?.matmul(&self.head.t()?)?;
-        Ok(logits.flatten_all()?.to_vec1()?)
-    }
-
-    fn normed(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        Ok(candle_nn::ops::rms_norm(&x.contiguous()?, weight, self.config.rms_norm_eps as f32)?)
-    }
-}
-
-impl Block {
-    fn load(weights: &Weights, c: &Config, layer: usize) -> Result<Self> {
-        let get =
-            |name: &str, shape: &[usize]| weights.get(&format!("model.layers.{layer}.{name}.weight"), shape);
-        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let qkv = [
-            get("self_attn.q_proj", &[queries, c.hidden_size])?,
-            get("self_attn.k_proj", &[keys, c.hidden_size])?,
-            get("self_attn.v_proj", &[keys, c.hidden_size])?,
-        ];
-        let gate_up = [
-            get("mlp.gate_proj", &[c.intermediate_size, c.hidden_size])?,
-            get("mlp.up_proj", &[c.intermediate_size, c.hidden_size])?,
-        ];
-        Ok(Self {
-            input_norm: get("input_layernorm", &[c.hidden_size])?,
-            qkv: Tensor::cat(&qkv, 0)?,
-            output: get("self_attn.o_proj", &[c.hidden_size, queries])?,
-            post_norm: get("post_attention_layernorm", &[c.hidden_size])?,
-            gate_up: Tensor::cat(&gate_up, 0)?,
-            down: get("mlp.down_proj", &[c.hidden_size, c.intermediate_size])?,
-        })
+        simd::rms_norm(&mut rows, &self.norm, self.config.rms_norm_eps as f32);
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let (tile, spread) = tiling(rows.len() / hidden);
+        let mut logits = vec![0f32; rows.len() / hidden * head.outputs()];
+        rows.par_chunks(tile * hidden)
+            .zip(logits.par_chunks_mut(tile * head.outputs()))
+            .for_each(|(rows, logits)| spread.product(head, rows, logits, false));
+        logits
     }
 }
 
-/// Lends a contiguous CPU tensor's elements.
-fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let (start, end) = layout.contiguous_offsets().expect("products are contiguous; this is a bug");
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(all)) => Ok(f(&all[start..end])),
-        _ => {
-            Err(Error::InvalidArgument("the CPU forward pass got a tensor of another device or type".into()))
-        }
+/// Rows per tile, and how a tile's products use the machine: many rows are shared out among the threads, few go through
+/// together and share out the weights instead.
+fn tiling(rows: usize) -> (usize, Spread) {
+    if rows < MIN_TILE * 2 {
+        return (rows.max(1), Spread::AllThreads);
     }
+    (rows.div_ceil(rayon::current_num_threads()).max(MIN_TILE), Spread::OneThread)
 }

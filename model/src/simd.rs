@@ -1,13 +1,13 @@
 //! Inner loops written so that the compiler vectorises them, compiled once per instruction set and chosen at run time
 //! by `pulp`: the build stays baseline x86-64 (or any other target) and still uses AVX2 where the machine has it.
 
-use pulp::Arch;
+use pulp::{Arch, Simd};
 
 use crate::kv_cache::KvElement;
 
 const LANES: usize = 8;
 
-/// `2^x` for `x <= 127`, relative error below 2e-7; 0 below -126.
+/// `2^x` for `x <= 127`, relative error below 2e-7; what lies below -126 becomes 2^-126, which is 0 beside anything.
 ///
 /// Splits off the integer part through the mantissa of a large float and evaluates the Taylor series of `2^f` on
 /// [-0.5, 0.5], whose seventh term is below f32's resolution.
@@ -21,7 +21,7 @@ fn exp2(x: f32) -> f32 {
     let f = clamped - (shifted - ROUND);
     let series = C.iter().rev().fold(0.0, |acc, c| (acc + c) * f) + 1.0;
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    if x < -126.0 { 0.0 } else { series * scale }
+    series * scale
 }
 
 #[inline(always)]
@@ -73,73 +73,90 @@ impl OnlineRow {
 
 /// One block of an online softmax over `rows.len()` rows.
 ///
-/// `scores` `[rows, width]` (base-2 logits) become unnormalised probabilities; only the first `visible(row)` of each row
-/// count, the rest becomes 0. `out` `[rows, head_dim]` is rescaled to the new maximum.
-pub(crate) fn softmax_block(
-    scores: &mut [f32],
+/// `scores` `[rows, width]` (base-2 logits) become unnormalised probabilities. Row `r` belongs to query `r % queries`, which
+/// sees the first `seen_by_first + r % queries` keys of the block (more than there are means all, less than one none); the
+/// rest becomes 0. `out` `[rows, head_dim]` is rescaled to the new maximum.
+#[pulp::with_simd(softmax_block = Arch::new())]
+#[inline(always)]
+pub(crate) fn softmax_block_with_simd<'a, S: Simd>(
+    _: S,
+    scores: &'a mut [f32],
     width: usize,
-    rows: &mut [OnlineRow],
-    out: &mut [f32],
-    visible: impl Fn(usize) -> usize,
+    (queries, seen_by_first): (usize, isize),
+    rows: &'a mut [OnlineRow],
+    out: &'a mut [f32],
 ) {
     let head_dim = out.len() / rows.len();
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (r, state) in rows.iter_mut().enumerate() {
-                let (seen, hidden) = scores[r * width..(r + 1) * width].split_at_mut(visible(r));
-                hidden.fill(0.0);
-                if seen.is_empty() {
-                    continue;
-                }
-                let top = max(seen).max(state.max);
-                let rescale = exp2(state.max - top);
-                state.sum = state.sum * rescale + exp2_sum(seen, top);
-                state.max = top;
-                out[r * head_dim..(r + 1) * head_dim].iter_mut().for_each(|x| *x *= rescale);
-            }
-        },
-    );
+    for (r, state) in rows.iter_mut().enumerate() {
+        let visible = (seen_by_first + (r % queries) as isize).clamp(0, width as isize) as usize;
+        let (seen, hidden) = scores[r * width..(r + 1) * width].split_at_mut(visible);
+        hidden.fill(0.0);
+        if seen.is_empty() {
+            continue;
+        }
+        let top = max(seen).max(state.max);
+        let rescale = exp2(state.max - top);
+        state.sum = state.sum * rescale + exp2_sum(seen, top);
+        state.max = top;
+        for x in &mut out[r * head_dim..(r + 1) * head_dim] {
+            *x *= rescale;
+        }
+    }
 }
 
 /// Adds the softmax (base 2) of `row` to `sums`.
-pub(crate) fn add_softmax(row: &mut [f32], sums: &mut [f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let top = max(row);
-            let scale = 1.0 / exp2_sum(row, top);
-            for (sum, p) in sums.iter_mut().zip(row.iter()) {
-                *sum += p * scale;
-            }
-        },
-    );
+#[pulp::with_simd(add_softmax = Arch::new())]
+#[inline(always)]
+pub(crate) fn add_softmax_with_simd<'a, S: Simd>(_: S, row: &'a mut [f32], sums: &'a mut [f32]) {
+    let top = max(row);
+    let scale = 1.0 / exp2_sum(row, top);
+    for (sum, p) in sums.iter_mut().zip(row.iter()) {
+        *sum += p * scale;
+    }
 }
 
 /// Widens cache elements to f32.
-pub(crate) fn widen<E: KvElement>(from: &[E], to: &mut [f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = from.to_f32();
-            }
-        },
-    );
+#[pulp::with_simd(widen = Arch::new())]
+#[inline(always)]
+pub(crate) fn widen_with_simd<'a, S: Simd, E: KvElement>(_: S, from: &'a [E], to: &'a mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.to_f32();
+    }
+}
+
+/// Root-mean-square normalisation of every row of `x` `[rows, weight.len()]` in place.
+#[pulp::with_simd(rms_norm = Arch::new())]
+#[inline(always)]
+pub(crate) fn rms_norm_with_simd<'a, S: Simd>(_: S, x: &'a mut [f32], weight: &'a [f32], eps: f32) {
+    for row in x.chunks_exact_mut(weight.len()) {
+        let scale = 1.0 / (sum_of_squares(row) / weight.len() as f32 + eps).sqrt();
+        for (x, w) in row.iter_mut().zip(weight) {
+            *x *= scale * w;
+        }
+    }
+}
+
+#[inline(always)]
+fn sum_of_squares(row: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x * x;
+        }
+    }
+    lanes.into_iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>()
 }
 
 /// `silu(gate) * up`, the gated activation of Llama's feed-forward layer.
-pub(crate) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
-                // The cap keeps 2^x finite; silu(-80) is 0 to f32 beside anything it is added to.
-                let x = -g * std::f32::consts::LOG2_E;
-                *out = g / (1.0 + exp2(if x > 120.0 { 120.0 } else { x })) * u;
-            }
-        },
-    );
+#[pulp::with_simd(swiglu = Arch::new())]
+#[inline(always)]
+pub(crate) fn swiglu_with_simd<'a, S: Simd>(_: S, gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) {
+    for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+        // The cap keeps 2^x finite; silu(-80) is 0 to f32 beside anything it is added to.
+        let x = -g * std::f32::consts::LOG2_E;
+        *out = g / (1.0 + exp2(if x > 120.0 { 120.0 } else { x })) * u;
+    }
 }
 
 #[cfg(test)]
@@ -153,8 +170,7 @@ mod tests {
             let exact = f64::from(x).exp2();
             assert!((f64::from(exp2(x)) / exact - 1.0).abs() < 3e-7, "{x}: {} {exact}", exp2(x));
         }
-        assert_eq!(exp2(-1e30), 0.0);
-        assert_eq!(exp2(f32::NEG_INFINITY), 0.0);
+        assert!(exp2(-1e30) < 1.2e-38 && exp2(f32::NEG_INFINITY) < 1.2e-38);
     }
 
     #[test]
@@ -165,13 +181,8 @@ mod tests {
         let mut exact = vec![0.0; 100];
         add_softmax(&mut scores.clone(), &mut exact);
         for (i, block) in scores.chunks(30).enumerate() {
-            softmax_block(
-                &mut block.to_vec(),
-                block.len(),
-                &mut rows,
-                &mut out,
-                |_| if i == 3 { 5 } else { 30 },
-            );
+            let seen = if i == 3 { 5 } else { 30 };
+            softmax_block(&mut block.to_vec(), block.len(), (1, seen), &mut rows, &mut out);
         }
         let sum: f64 = scores[..95].iter().map(|x| f64::from(x - rows[0].max).exp2()).sum();
         assert!((sum / f64::from(rows[0].sum) - 1.0).abs() < 1e-6);

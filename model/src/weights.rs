@@ -1,10 +1,10 @@
-//! Safetensors files of a model directory to tensors, one file or sharded, and the fingerprint over them.
+//! Safetensors files of a model directory to f32, one file or sharded, and the fingerprint over them.
 #![allow(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 pub struct Weights {
     dir: PathBuf,
     files: MmapedSafetensors,
-    device: Device,
 }
 
 impl std::fmt::Debug for Weights {
@@ -32,12 +31,12 @@ impl Weights {
     ///
     /// # Errors
     /// When a file is missing or is no safetensors file.
-    pub fn open(model_dir: &Path, device: &Device) -> Result<Self> {
+    pub fn open(model_dir: &Path) -> Result<Self> {
         let paths = Self::paths(model_dir)?;
         // SAFETY: the files are mapped read-only. Changing them while a process serves them is outside of what any
         // loader of mapped weights can guard against; the documentation of `--model` says so.
         let files = unsafe { MmapedSafetensors::multi(&paths)? };
-        Ok(Self { dir: model_dir.to_owned(), files, device: device.clone() })
+        Ok(Self { dir: model_dir.to_owned(), files })
     }
 
     fn paths(model_dir: &Path) -> Result<Vec<PathBuf>> {
@@ -58,17 +57,18 @@ impl Weights {
         Ok(shards)
     }
 
-    /// One tensor as f32 on the device, its shape checked.
+    /// One tensor's elements as f32, row-major, its shape checked.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::Shape`], or a dtype that cannot be widened.
-    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let missing = |_| Error::MissingTensor { path: self.dir.clone(), name: name.into() };
         let view = self.files.get(name).map_err(missing)?;
         if view.shape() != shape {
             return Err(Error::Shape { name: name.into(), expected: shape.into(), got: view.shape().into() });
         }
-        Ok(self.files.load(name, &self.device)?.to_dtype(DType::F32)?)
+        let tensor = self.files.load(name, &Device::Cpu)?.to_dtype(DType::F32)?;
+        Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
     /// Digest of every tensor's name, type, shape and bytes, and of `config.json`: two directories with the same

@@ -44,7 +44,7 @@ pub struct NodeArgs {
     #[arg(long, env = "KVFERRY_MAX_NUM_SEQS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_num_seqs: u32,
     /// Longest prompt plus generation in tokens [default: what the model was made for].
-    #[arg(long, env = "KVFERRY_MAX_MODEL_LEN")]
+    #[arg(long, env = "KVFERRY_MAX_MODEL_LEN", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_model_len: Option<u32>,
 }
 

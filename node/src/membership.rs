@@ -8,7 +8,7 @@ use service::{HostPort, Readiness, Shutdown};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 use transport::message::{Control, Load, Register};
-use transport::{Endpoint, Peer, Stream};
+use transport::{CloseCode, ConnectionLost, Endpoint, Peer, Stream};
 
 /// Time between heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -44,9 +44,9 @@ impl Membership {
             let attempt = async {
                 match self.join().await {
                     Ok(peer) => {
-                        let reason = self.attend(&peer, &*load, &serve).await;
+                        let (reason, retry) = self.attend(&peer, &*load, &serve).await;
                         warn!(router = %self.router, %reason, "lost the router, dialling again");
-                        (reason, RETRY)
+                        (reason, retry)
                     }
                     Err((reason, retry)) => {
                         warn!(router = %self.router, %reason, "cannot join the cluster, trying again");
@@ -76,8 +76,25 @@ impl Membership {
         })
     }
 
-    /// Registers and serves until the connection is gone; says why it is.
+    /// Registers and serves until the connection is gone; says why it is, and how long to stay away.
     async fn attend(
+        &self,
+        peer: &Peer,
+        load: &(dyn Fn() -> Load + Send + Sync),
+        serve: &impl Fn(Stream),
+    ) -> (String, Duration) {
+        let reason = self.serve_peer(peer, load, serve).await;
+        match peer.close_reason() {
+            // Another node has this one's name, or the router will not have it: only a person can mend that.
+            Some(ConnectionLost::ClosedByPeer { code: CloseCode::REPLACED | CloseCode::REFUSED, reason }) => {
+                (format!("{reason} (is --node-id unique?)"), RETRY_REFUSED)
+            }
+            Some(lost) => (lost.to_string(), RETRY),
+            None => (reason, RETRY),
+        }
+    }
+
+    async fn serve_peer(
         &self,
         peer: &Peer,
         load: &(dyn Fn() -> Load + Send + Sync),
@@ -92,6 +109,9 @@ impl Membership {
         }
         info!(router = %self.router, node = %self.endpoint.hello().node, "joined the cluster");
         self.readiness.set_ready();
+        let draining = self.shutdown.draining();
+        tokio::pin!(draining);
+        let mut drains = false;
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -102,8 +122,12 @@ impl Membership {
                 },
                 _ = heartbeat.tick() => {
                     if let Err(error) = control.send(&Control::Heartbeat(load())).await {
-                        return peer.close_reason().map_or_else(|| error.to_string(), |lost| lost.to_string());
+                        return error.to_string();
                     }
+                }
+                () = &mut draining, if !drains => {
+                    drains = true;
+                    self.readiness.set_unready("draining");
                 }
             }
         }

@@ -1,14 +1,19 @@
 //! The one thread that runs the model: prompts in order of arrival, chunk by chunk.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use codec::KvBlock;
 use half::bf16;
 use model::{KvCache, Sampling};
+use node::failure::EngineFault;
+use node::failure::fail;
 use node::prompt::{Progress, PromptPass, export};
 use node::{Loaded, StartError};
+use prometheus_client::metrics::counter::Counter;
+use service::Shutdown;
 use tokio::sync::mpsc;
+use transport::message::{Failure, FailureKind};
 
 /// What leaves the engine for one prompt, in this order: blocks, then the end; nothing more after a failure.
 #[derive(Debug)]
@@ -25,7 +30,18 @@ struct Job {
     tokens: Vec<u32>,
     sampling: Sampling,
     arrived: Instant,
+    wanted: Weak<()>,
     out: mpsc::Sender<FromEngine>,
+}
+
+/// Somebody wants a prompt's result; dropping it cancels the prompt, queued or running.
+#[derive(Debug)]
+pub(crate) struct Wanted(Arc<()>);
+
+impl Wanted {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(()))
+    }
 }
 
 /// Handle to the engine's thread, which ends with the last handle.
@@ -37,11 +53,18 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Starts the thread; `queue` prompts may wait.
-    pub(crate) fn start(loaded: Arc<Loaded>, chunk: usize, queue: usize) -> Result<Self, StartError> {
+    pub(crate) fn start(
+        loaded: Arc<Loaded>,
+        chunk: usize,
+        queue: usize,
+        prompt_tokens: Counter,
+        shutdown: Shutdown,
+    ) -> Result<Self, StartError> {
         let (jobs, mut waiting) = mpsc::channel::<Job>(queue);
         let run = move || {
+            let _fault = EngineFault::watch(shutdown);
             while let Some(job) = waiting.blocking_recv() {
-                let failed = run_prompt(&loaded, chunk, &job).err();
+                let failed = run_prompt(&loaded, chunk, &prompt_tokens, &job).err();
                 if let Some(error) = failed {
                     // The receiver may be gone: then nobody wants to know.
                     drop(job.out.try_send(FromEngine::Failed(error)));
@@ -55,26 +78,44 @@ impl Engine {
         Ok(Self { jobs, chunk })
     }
 
-    /// Queues a prompt. Dropping the receiver cancels it at the next chunk.
-    ///
-    /// Returns none when the queue is full.
-    pub(crate) fn submit(&self, tokens: Vec<u32>, sampling: Sampling) -> Option<mpsc::Receiver<FromEngine>> {
+    /// Queues a prompt. Dropping `wanted` cancels it, at the next chunk if it runs already.
+    pub(crate) fn submit(
+        &self,
+        tokens: Vec<u32>,
+        sampling: Sampling,
+        wanted: &Wanted,
+    ) -> Result<mpsc::Receiver<FromEngine>, Failure> {
         // Room for every block and the end, so that a slow link never holds the engine.
         let (out, receiver) = mpsc::channel(tokens.len().div_ceil(self.chunk) + 2);
-        let job = Job { tokens, sampling, arrived: Instant::now(), out };
-        self.jobs.try_send(job).ok().map(|()| receiver)
+        let job = Job { tokens, sampling, arrived: Instant::now(), wanted: Arc::downgrade(&wanted.0), out };
+        match self.jobs.try_send(job) {
+            Ok(()) => Ok(receiver),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(fail(FailureKind::Busy, "the prefill queue is full"))
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(engine_gone()),
+        }
     }
 }
 
-fn run_prompt(loaded: &Loaded, chunk: usize, job: &Job) -> model::Result<()> {
+/// For faults that only a bug can cause.
+pub(crate) fn engine_gone() -> Failure {
+    fail(FailureKind::Internal, "the engine stopped without a result")
+}
+
+fn run_prompt(loaded: &Loaded, chunk: usize, prompt_tokens: &Counter, job: &Job) -> model::Result<()> {
     let queued = job.arrived.elapsed();
+    if job.wanted.strong_count() == 0 {
+        return Ok(());
+    }
     let mut computed = Duration::ZERO;
     let mut cache = KvCache::<bf16>::new(loaded.llama.config(), job.tokens.len());
     let pass = PromptPass::new(job.tokens.clone(), chunk);
-    while !job.out.is_closed() {
+    while job.wanted.strong_count() > 0 {
         let started = Instant::now();
         let (range, progress) = pass.advance(&loaded.llama, &mut cache, &job.sampling)?;
         computed += started.elapsed();
+        prompt_tokens.inc_by(range.len() as u64);
         // A receiver that is gone is noticed at the loop's head.
         drop(job.out.try_send(FromEngine::Block(export(&cache, range)?)));
         if let Progress::FirstToken(first_token) = progress {

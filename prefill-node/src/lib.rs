@@ -24,6 +24,9 @@ use transport::{Backoff, Dialer, Identity};
 
 pub use config::Config;
 
+/// Largest raw chunk: what one data frame holds, less room for the container's own header.
+const MAX_CHUNK_BYTES: usize = transport::frame::MAX_DATA_BYTES - (64 << 10);
+
 /// Starts a node and returns once its sockets are bound; it joins the router's cluster in the background.
 ///
 /// # Errors
@@ -35,6 +38,13 @@ pub async fn start(
     shutdown: Shutdown,
 ) -> Result<Runtime, StartError> {
     let runtime = Runtime::bind(&config.node, Role::Prefill, loaded, identity, shutdown).await?;
+    let chunk_bytes = config.node.chunk_tokens as usize * runtime.loaded.layout.bytes_per_token();
+    if chunk_bytes > MAX_CHUNK_BYTES {
+        let fits = MAX_CHUNK_BYTES / runtime.loaded.layout.bytes_per_token();
+        let asked = config.node.chunk_tokens;
+        let message = format!("--chunk-tokens {asked} makes chunks too large to send; {fits} fit this model");
+        return Err(StartError::Flag(message));
+    }
     let max_session_tokens = config.max_session_tokens(&runtime.loaded);
     let dialer = Dialer::new(runtime.endpoint.clone(), Backoff::default());
     let server = server::Server::new(config, &runtime, dialer)?;

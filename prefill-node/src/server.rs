@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use node::failure::{fail, internal, invalid};
+use node::failure::{fail, invalid};
 use node::{Loaded, Runtime};
 use service::Shutdown;
 use tokio::sync::Semaphore;
@@ -35,7 +35,9 @@ impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime, dialer: Dialer) -> Result<Self, node::StartError> {
         let admitted = config.node.max_num_seqs as usize;
         let metrics = Metrics::new(&runtime.registry);
-        let engine = Engine::start(Arc::clone(&runtime.loaded), config.node.chunk_tokens as usize, admitted)?;
+        let (loaded, chunk) = (Arc::clone(&runtime.loaded), config.node.chunk_tokens as usize);
+        let engine =
+            Engine::start(loaded, chunk, admitted, metrics.prompt_tokens.clone(), runtime.shutdown.clone())?;
         let shipper = Shipper {
             loaded: Arc::clone(&runtime.loaded),
             engine,
@@ -151,9 +153,4 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.running.dec();
     }
-}
-
-/// For faults that only a bug can cause.
-pub(crate) fn engine_gone() -> Failure {
-    internal("the engine stopped without a result")
 }

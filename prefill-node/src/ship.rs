@@ -14,11 +14,10 @@ use tracing::info;
 use transport::message::{
     DecodeTarget, Failure, FailureKind, KvCoding, KvReply, KvStream, Prefill, PrefillStats,
 };
-use transport::{Dialer, SendError, Stream};
+use transport::{CloseCode, Dialer, SendError, Stream};
 
-use crate::engine::{Engine, FromEngine};
+use crate::engine::{Engine, FromEngine, Wanted, engine_gone};
 use crate::metrics::{Codec, Metrics};
-use crate::server::engine_gone;
 
 /// Coded chunks that may wait for the wire.
 const CODED_AHEAD: usize = 4;
@@ -48,17 +47,19 @@ impl Shipper {
     pub(crate) async fn deliver(&self, prefill: Prefill) -> Result<(), Failure> {
         let tokens = prefill.token_ids.len();
         let encoder = self.encoder(&prefill.coding, tokens)?;
-        let blocks = self.engine.submit(prefill.token_ids, sampling(&prefill.sampling));
-        let blocks = blocks.ok_or_else(|| fail(FailureKind::Busy, "the prefill queue is full"))?;
-        let (out, coded) = mpsc::channel(CODED_AHEAD);
+        let wanted = Wanted::new();
+        let blocks = self.engine.submit(prefill.token_ids, sampling(&prefill.sampling), &wanted)?;
+        let (out, mut coded) = mpsc::channel(CODED_AHEAD);
         tokio::task::spawn_blocking(move || code(&encoder, blocks, &out));
+        // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
+        let first = coded.recv().await.ok_or_else(engine_gone)?;
         let mut stream = self.open(&prefill.target).await?;
         let begin = KvStream::Begin {
             ticket: prefill.target.ticket,
             coding: prefill.coding.clone(),
             prompt_tokens: tokens as u32,
         };
-        let stats = match send_all(&mut stream, begin, coded).await {
+        let stats = match send_all(&mut stream, begin, first, coded).await {
             Ok(stats) => stats,
             Err(Broken::Ours(failure)) => return Err(failure),
             Err(Broken::Wire(error)) => return Err(last_words(&mut stream, &error).await),
@@ -85,8 +86,10 @@ impl Shipper {
         };
         let peer = self.dialer.peer(target.address, self.dial_deadline).await.map_err(|e| unreachable(&e))?;
         if peer.hello().node != target.node {
+            // Perhaps a connection to what stood there before; the next attempt dials again.
+            self.dialer.forget(target.address, CloseCode::DONE, "another node is expected there");
             let there = &peer.hello().node;
-            return Err(unreachable(&format!("{} answers at {}", there, target.address)));
+            return Err(unreachable(&format!("{there} answered at {}", target.address)));
         }
         peer.open().await.map_err(|e| unreachable(&e))
     }
@@ -94,7 +97,6 @@ impl Shipper {
     fn record(&self, coding: &KvCoding, tokens: usize, wire_bytes: u64, stats: PrefillStats) {
         let raw_bytes = (tokens * self.loaded.layout.bytes_per_token()) as u64;
         let label = Codec { codec: coding.codec.clone() };
-        self.metrics.prompt_tokens.inc_by(tokens as u64);
         self.metrics.queue_seconds.observe(f64::from(stats.queue_ms) / 1e3);
         self.metrics.prefill_seconds.observe(f64::from(stats.prefill_ms) / 1e3);
         self.metrics.encode_seconds.observe(f64::from(stats.encode_ms) / 1e3);
@@ -151,15 +153,21 @@ impl From<SendError> for Broken {
 async fn send_all(
     stream: &mut Stream,
     begin: KvStream,
+    first: Coded,
     mut coded: mpsc::Receiver<Coded>,
 ) -> Result<PrefillStats, Broken> {
     let mut digest = KvDigest::default();
+    let mut next = Some(first);
     stream.sender.send(&begin).await?;
-    while let Some(item) = coded.recv().await {
+    while let Some(item) = next {
         match item {
             Coded::Chunk(chunk) => {
                 digest.add(&chunk);
                 stream.sender.send_data(chunk).await?;
+                next = tokio::select! {
+                    item = coded.recv() => item,
+                    _ = stream.sender.stopped() => return Err(Broken::Wire(SendError::Closed)),
+                };
             }
             Coded::Done { first_token, stats } => {
                 let (chunks, digest) = digest.finish();

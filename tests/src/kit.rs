@@ -64,7 +64,7 @@ impl Kit {
         let cluster =
             LocalCluster::start(&loaded, options, shutdown.clone()).await.expect("the cluster comes up");
         let tokenizer = Tokenizer::load(&model_dir()).expect("the tokenizer loads");
-        Self { cluster, loaded, tokenizer, http: reqwest::Client::new(), shutdown }
+        Self { cluster, loaded, tokenizer, http: client(), shutdown }
     }
 
     /// Text whose prompt, begin-of-text included, has exactly `tokens` tokens.
@@ -117,7 +117,8 @@ impl Kit {
             body.extend(extra);
         }
         let response = self.send(&body).await;
-        let (status, text) = (response.status(), response.text().await.expect("a body"));
+        let (status, body) = (response.status(), tokio::time::timeout(PATIENCE, response.text()).await);
+        let text = body.expect("answered in time").expect("a body");
         assert!(status.is_success(), "{status}: {text}");
         serde_json::from_str(&text).expect("a completion")
     }
@@ -138,18 +139,28 @@ impl Kit {
     /// When it does not end in time.
     pub async fn stop(self) {
         self.shutdown.drain();
-        let finished = tokio::time::timeout(PATIENCE, self.cluster.finished()).await;
-        finished.expect("stopped in time").expect("stopped well");
+        tokio::time::timeout(PATIENCE, self.cluster.finished()).await.expect("stopped in time");
     }
 }
 
-/// Sum of a metric over its labels, 0 if it is not there.
+/// An HTTP client that goes to loopback directly, whatever proxy the environment names.
 ///
 /// # Panics
-/// When the registry cannot be encoded.
+/// When no client can be made.
+#[must_use]
+pub fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().expect("a client is made")
+}
+
+/// Sum of a metric over its labels, 0 while no label has been used.
+///
+/// # Panics
+/// When there is no such metric.
 #[must_use]
 pub fn metric(registry: &Registry, name: &str) -> f64 {
     let text = registry.encode().expect("metrics encode");
+    let family = name.split('{').next().unwrap_or(name).trim_end_matches("_total");
+    assert!(text.contains(&format!("# TYPE {family} ")), "there is no metric {family}");
     let values = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let value = if name.ends_with('}') {
@@ -180,8 +191,9 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 #[must_use]
 pub fn tasks(tokenizer: &Tokenizer, count: u64, tokens: usize) -> Vec<kvferry::prompts::Task> {
     use rand::SeedableRng;
-    let length = |text: &str| tokenizer.encode(text).map_or(0, |ids| ids.len());
-    let task =
-        |seed| kvferry::prompts::retrieval(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed), tokens, length);
+    let length = kvferry::prompts::text_tokens(tokenizer);
+    let task = |seed| {
+        kvferry::prompts::retrieval(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed), tokens, &length)
+    };
     (100..100 + count).map(task).collect()
 }

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use super::Args;
 use super::model::run_prompt;
 use super::timing::{Figures, median, put, seconds};
-use crate::prompts::retrieval;
+use crate::prompts::{retrieval, text_tokens};
 
 const CHUNK: usize = 256;
 
@@ -22,7 +22,7 @@ pub(crate) fn codec(args: &Args, tier: u8) -> anyhow::Result<Figures> {
     let plan =
         loaded.plan.clone().context("the model directory has no plan.kvtc: run `kvferry calibrate`")?;
     let tokenizer = Tokenizer::load(&args.model)?;
-    let count = |text: &str| tokenizer.encode(text).map_or(0, |ids| ids.len());
+    let count = text_tokens(&tokenizer);
     let task = retrieval(&mut ChaCha8Rng::seed_from_u64(1), args.tokens, count);
     let tokens = tokenizer.encode(&task.prompt)?;
     let coding = Coding { kind: CodecKind::Kvtc, tier };

@@ -73,7 +73,7 @@ pub(crate) fn prefill(args: &Args) -> anyhow::Result<Figures> {
             b.push(their_time);
         }
     }
-    Ok(compared(args, tokens.len(), median(a), median(b)))
+    Ok(compared(args, tokens.len(), median(a), tokens.len(), median(b)))
 }
 
 pub(crate) fn decode(args: &Args, batch: usize) -> anyhow::Result<Figures> {
@@ -92,7 +92,7 @@ pub(crate) fn decode(args: &Args, batch: usize) -> anyhow::Result<Figures> {
             b.push(their_time);
         }
     }
-    Ok(compared(args, STEPS * batch.max(1), median(a), median(b) * batch.max(1) as f64))
+    Ok(compared(args, STEPS * batch.max(1), median(a), STEPS, median(b)))
 }
 
 fn steps(llama: &Llama, caches: &mut [KvCache<bf16>]) -> anyhow::Result<()> {
@@ -104,13 +104,15 @@ fn steps(llama: &Llama, caches: &mut [KvCache<bf16>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn compared(args: &Args, tokens: usize, ours: f64, theirs: f64) -> Figures {
+/// Speeds beside each other; candle-transformers steps one session at a time, so a batch compares by tokens a second.
+fn compared(args: &Args, our_tokens: usize, ours: f64, their_tokens: usize, theirs: f64) -> Figures {
+    let (our_speed, their_speed) = (our_tokens as f64 / ours, their_their_speed);
     let mut figures = Figures::new();
     put(&mut figures, "prompt_tokens", args.tokens as f64);
     put(&mut figures, "ours_ms", ours * 1e3);
-    put(&mut figures, "ours_tokens_per_s", tokens as f64 / ours);
+    put(&mut figures, "ours_tokens_per_s", our_speed);
     put(&mut figures, "candle_ms", theirs * 1e3);
     put(&mut figures, "candle_tokens_per_s", tokens as f64 / theirs);
-    put(&mut figures, "speedup", theirs / ours);
+    put(&mut figures, "speedup", our_speed / their_speed);
     figures
 }

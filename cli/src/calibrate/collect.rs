@@ -36,7 +36,7 @@ impl<'a> Documents<'a> {
         for text in self.texts.by_ref() {
             let mut tokens = self.tokenizer.encode(text)?;
             let want_long = self.long_seen < self.short_seen;
-            tokens.truncate(if want_long { self.long_tokens } else { SHORT_TOKENS });
+            tokens.truncate(if want_long { self.long_tokens } else { SHORT_TOKENS.min(self.long_tokens) });
             if tokens.len() < MIN_TOKENS {
                 continue;
             }

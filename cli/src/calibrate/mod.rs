@@ -7,7 +7,7 @@ mod collect;
 mod corpus;
 mod eigen;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -73,7 +73,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let bars = MultiProgress::new();
     let documents = read_corpus(args, &bars)?;
     let tokenizer = Tokenizer::load(&args.model)?;
-    let mut documents = Documents::new(&documents, &tokenizer, args.document_tokens);
+    let mut documents = Documents::new(
+        &documents,
+        &tokenizer,
+        args.document_tokens.min(loaded.llama.config().max_position_embeddings),
+    );
     let held_out = held_out(&loaded, &mut documents, &bars)?;
     let wanted = args.tokens.unwrap_or_else(|| (features * TOKENS_PER_FEATURE).max(MIN_TOKENS));
     let (keys, values) = covariances(&loaded, &mut documents, wanted, &bars)?;
@@ -90,10 +94,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let plan = build(builder, &bars)?;
     let out = args.out.clone().unwrap_or_else(|| args.model.join(PLAN_FILE));
     let bytes = plan.to_bytes();
-    std::fs::write(&out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
+    write_whole(&out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
     report(&plan, bytes.len(), started.elapsed());
     eprintln!("plan {} written to {}", plan.id(), out.display());
     Ok(())
+}
+
+/// Writes beside the target and renames, so that no node ever reads half a plan.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let beside = path.with_extension("partial");
+    std::fs::write(&beside, bytes)?;
+    std::fs::rename(&beside, path)
 }
 
 fn read_corpus(args: &Args, bars: &MultiProgress) -> anyhow::Result<Vec<String>> {

@@ -24,8 +24,10 @@ pub(crate) struct Answer {
 }
 
 impl Client {
-    pub(crate) fn new(url: &str, model: &str) -> Self {
-        Self { http: reqwest::Client::new(), url: url.to_owned(), model: model.to_owned() }
+    pub(crate) fn new(url: &str, model: &str) -> anyhow::Result<Self> {
+        // The router is on loopback, where no proxy leads.
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { http, url: url.to_owned(), model: model.to_owned() })
     }
 
     /// One greedy completion with the cache coded as asked.

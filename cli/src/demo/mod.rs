@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use service::Shutdown;
 
 use crate::cluster::{LocalCluster, Options};
-use crate::prompts::{Task, retrieval};
+use crate::prompts::{Task, retrieval, text_tokens};
 use client::Client;
 
 /// Lengths of the built-in prompts, in tokens.
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, env = "KVFERRY_SERVED_MODEL_NAME")]
     served_model_name: Option<String>,
     /// Address the router listens on.
-    #[arg(long, env = "KVFERRY_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "KVFERRY_HTTP", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Speed of the link from prefill to decode in Gb/s; 0 leaves loopback unshaped. The default is to the embedded model
     /// on two cores about what 10 Gb/s is to Llama 3.2 1B on a data-centre GPU.
@@ -75,17 +75,18 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         Options { listen: args.listen, link_gbps: args.link_gbps, ..Options::new(args.model.clone()) };
     let cluster = LocalCluster::start(&loaded, options, shutdown.clone()).await?;
     spinner.finish_and_clear();
-    let client = Client::new(cluster.url(), &loaded.model_id);
+    let client = Client::new(cluster.url(), &loaded.model_id)?;
     tokio::select! {
         result = compare(args, &client, &args.model) => result?,
-        () = shutdown.draining() => return cluster.finished().await,
+        () = shutdown.draining() => {}
     }
     if args.once {
         shutdown.drain();
     } else if !args.json {
         println_help(&cluster, &loaded.model_id);
     }
-    cluster.finished().await
+    cluster.finished().await;
+    Ok(())
 }
 
 async fn compare(args: &Args, client: &Client, model: &std::path::Path) -> anyhow::Result<()> {
@@ -119,7 +120,7 @@ async fn compare(args: &Args, client: &Client, model: &std::path::Path) -> anyho
 fn tasks(model: &std::path::Path) -> anyhow::Result<Vec<Task>> {
     let tokenizer = Tokenizer::load(model)?;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let count = |text: &str| tokenizer.encode(text).map_or(0, |ids| ids.len());
+    let count = text_tokens(&tokenizer);
     Ok(PROMPT_TOKENS.map(|tokens| retrieval(&mut rng, tokens, count)).into())
 }
 
