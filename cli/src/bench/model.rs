@@ -106,13 +106,13 @@ fn steps(llama: &Llama, caches: &mut [KvCache<bf16>]) -> anyhow::Result<()> {
 
 /// Speeds beside each other; candle-transformers steps one session at a time, so a batch compares by tokens a second.
 fn compared(args: &Args, our_tokens: usize, ours: f64, their_tokens: usize, theirs: f64) -> Figures {
-    let (our_speed, their_speed) = (our_tokens as f64 / ours, their_their_speed);
+    let (our_speed, their_speed) = (our_tokens as f64 / ours, their_tokens as f64 / theirs);
     let mut figures = Figures::new();
     put(&mut figures, "prompt_tokens", args.tokens as f64);
     put(&mut figures, "ours_ms", ours * 1e3);
     put(&mut figures, "ours_tokens_per_s", our_speed);
     put(&mut figures, "candle_ms", theirs * 1e3);
-    put(&mut figures, "candle_tokens_per_s", tokens as f64 / theirs);
+    put(&mut figures, "candle_tokens_per_s", their_speed);
     put(&mut figures, "speedup", our_speed / their_speed);
     figures
 }

@@ -121,7 +121,7 @@ fn tasks(model: &std::path::Path) -> anyhow::Result<Vec<Task>> {
     let tokenizer = Tokenizer::load(model)?;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let count = text_tokens(&tokenizer);
-    Ok(PROMPT_TOKENS.map(|tokens| retrieval(&mut rng, tokens, count)).into())
+    Ok(PROMPT_TOKENS.map(|tokens| retrieval(&mut rng, tokens, &count)).into())
 }
 
 #[allow(clippy::print_stdout, reason = "what the command is for")]
