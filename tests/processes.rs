@@ -34,8 +34,8 @@ impl Process {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("never logged: {message}"));
-            if line["fields"]["message"] == message {
-                return line["fields"].clone();
+            if line["message"] == message {
+                return line;
             }
         }
     }

@@ -133,6 +133,11 @@ impl CompletionRequest {
 fn prompt(fields: &mut Fields) -> Result<Prompt, InvalidRequest> {
     const EXPECTED: &str = "a string";
     match fields.take("prompt") {
+        Some(Value::String(text)) if text.is_empty() => Err(InvalidRequest::Range {
+            param: "prompt".into(),
+            range: "at least one character".into(),
+            got: "an empty string".into(),
+        }),
         Some(Value::String(text)) => Ok(Prompt::Text(text)),
         Some(list @ Value::Array(_)) => Err(InvalidRequest::Unsupported {
             param: "prompt".into(),

@@ -73,6 +73,7 @@ fn every_fault_names_its_field_and_what_belongs_there() {
         (json!({"model": null}), "model", "model is required: give a string"),
         (json!({"model": 7}), "model", "model must be a string, got 7"),
         (json!({"prompt": null}), "prompt", "prompt is required"),
+        (json!({"prompt": ""}), "prompt", "at least one character, got an empty string"),
         (
             json!({"prompt": ["a", "b"]}),
             "prompt",
