@@ -45,6 +45,9 @@ impl Membership {
                 match self.join().await {
                     Ok(peer) => {
                         let (reason, retry) = self.attend(&peer, &*load, &serve).await;
+                        if self.shutdown.is_draining() {
+                            return (reason, retry); // the end was asked for
+                        }
                         warn!(router = %self.router, %reason, "lost the router, dialling again");
                         (reason, retry)
                     }
