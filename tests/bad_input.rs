@@ -1,4 +1,5 @@
 //! Bad input ends in an error that says what was wrong, and disturbs nothing else.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! Sessions that are ready together are stepped together.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use cluster_tests::Kit;
 use cluster_tests::kit::metric;

@@ -1,4 +1,5 @@
 //! A cluster that sends caches raw gives, token for token, what one process gives; and the cache really moved.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use cluster_tests::kit::metric;
 use cluster_tests::{Kit, oracle};

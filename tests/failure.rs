@@ -1,4 +1,5 @@
 //! What goes wrong between two nodes ends in an honest error and a free slot, never in a token from a broken cache.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! Text in, text out, over real QUIC and HTTP, with what each answer says of its transfer.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use cluster_tests::Kit;
 use serde_json::{Value, json};

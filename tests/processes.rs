@@ -1,4 +1,5 @@
 //! Three operating-system processes, certificates on disk, one request.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The command line as a user meets it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
 //! The binary's own words.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::process::Command;
 

@@ -1,5 +1,6 @@
 //! The embedded model against `golden.safetensors`, which Hugging Face Transformers made in f32 (see the model card for
 //! what two independent implementations may differ by).
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
 //! Against candle-transformers' Llama on random tiny weights, and what only our open cache can do.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::collections::HashMap;
 use std::path::Path;
