@@ -31,10 +31,10 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
     let mut outputs: Vec<Option<F::Output>> = pinned.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {
         for (future, output) in pinned.iter_mut().zip(&mut outputs) {
-            if output.is_none() {
-                if let std::task::Poll::Ready(ready) = future.as_mut().poll(cx) {
-                    *output = Some(ready);
-                }
+            if output.is_none()
+                && let std::task::Poll::Ready(ready) = future.as_mut().poll(cx)
+            {
+                *output = Some(ready);
             }
         }
         if outputs.iter().all(Option::is_some) {

@@ -6,7 +6,7 @@
 //! prefill node --KV stream--> receive ── import (decode) ──► session ──► engine ──tokens──► server ──► router
 //! ```
 //!
-//! No step is made on a cache that is not complete and verified; see [`session`] for the states.
+//! No step is made on a cache that is not complete and verified; `session.rs` has the states.
 #![forbid(unsafe_code)]
 
 mod config;
