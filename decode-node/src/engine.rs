@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use model::{LogitsOf, Sequence};
 use node::failure::{EngineFault, internal};
 use node::prompt::{Progress, PromptPass};
+use node::units::ms;
 use node::{Loaded, StartError};
 use service::Shutdown;
 use tokio::sync::mpsc;
@@ -211,8 +212,8 @@ impl Batch {
                     return self.local.push_front(job);
                 };
                 let stats = PrefillStats {
-                    queue_ms: queued.unwrap_or_default().as_secs_f32() * 1e3,
-                    prefill_ms: computed.as_secs_f32() * 1e3,
+                    queue_ms: ms(queued.unwrap_or_default()),
+                    prefill_ms: ms(*computed),
                     encode_ms: 0.0,
                 };
                 session.advance(State::Ready);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use codec::CodecKind;
 use node::failure::{fail, internal, invalid, transfer};
+use node::units::ms;
 use node::{KvDigest, Loaded};
 use service::Shutdown;
 use tokio::sync::mpsc;
@@ -178,8 +179,4 @@ async fn refuse(mut stream: Stream, failure: Failure) {
     if stream.sender.send(&KvReply::Fail(failure)).await.is_ok() {
         drop(stream.sender.finish());
     }
-}
-
-fn ms(duration: Duration) -> f32 {
-    duration.as_secs_f32() * 1e3
 }

@@ -12,6 +12,7 @@ pub mod membership;
 pub mod prompt;
 pub mod runtime;
 pub mod sampling;
+pub mod units;
 
 pub use args::NodeArgs;
 pub use digest::KvDigest;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use codec::{CodecKind, Coding, Encoder};
 use node::failure::{fail, internal, invalid, transfer};
 use node::sampling::sampling;
+use node::units::ms;
 use node::{KvDigest, Loaded};
 use tokio::sync::mpsc;
 use tracing::info;
@@ -187,8 +188,4 @@ async fn last_words(stream: &mut Stream, error: &SendError) -> Failure {
         Ok(KvReply::Fail(failure)) => failure,
         _ => transfer(format!("the KV stream broke: {error}")),
     }
-}
-
-fn ms(duration: Duration) -> f32 {
-    duration.as_secs_f32() * 1e3
 }
