@@ -69,6 +69,15 @@ impl Coding {
     pub const RAW: Self = Self { kind: CodecKind::Raw, tier: 0 };
 }
 
+impl fmt::Display for Coding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            CodecKind::Raw => f.write_str("raw"),
+            CodecKind::Kvtc => write!(f, "kvtc at tier {}", self.tier),
+        }
+    }
+}
+
 /// What a decoder is willing to spend on one chunk, whatever the chunk claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

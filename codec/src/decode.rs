@@ -7,7 +7,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use crate::{
-    coding::Limits,
+    coding::{CodecKind, Coding, Limits},
     error::{Error, Result},
     format::{
         bytes::Reader,
@@ -29,6 +29,7 @@ pub struct Decoder {
     model: [u8; 16],
     plan: Option<Arc<Plan>>,
     limits: Limits,
+    announced: Option<Coding>,
 }
 
 impl Decoder {
@@ -47,14 +48,20 @@ impl Decoder {
         if let Some(plan) = &plan {
             plan.check(&layout, model_fingerprint)?;
         }
-        Ok(Self { layout, model: model_fingerprint, plan, limits })
+        Ok(Self { layout, model: model_fingerprint, plan, limits, announced: None })
+    }
+
+    /// Refuses chunks that are coded otherwise than their sender has announced.
+    #[must_use]
+    pub fn announced(self, coding: Coding) -> Self {
+        Self { announced: Some(coding), ..self }
     }
 
     /// Decodes one chunk.
     ///
     /// # Errors
     /// [`Error::LimitExceeded`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`],
-    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`] or
+    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`] or
     /// [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
         limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
@@ -75,10 +82,26 @@ impl Decoder {
             return Err(Error::ModelMismatch { what: "chunk", expected: self.model, got: header.model });
         }
         header.check_layout(&self.layout)?;
+        self.check_coding(header)?;
         limit("tokens of a chunk", self.limits.max_tokens, header.tokens.into())?;
         match header.codec {
             CodecId::Raw => check_raw(header),
             CodecId::Kvtc => self.check_kvtc(header),
+        }
+    }
+
+    fn check_coding(&self, header: &ChunkHeader) -> Result<()> {
+        let got = match header.codec {
+            CodecId::Raw => Coding::RAW,
+            CodecId::Kvtc => Coding { kind: CodecKind::Kvtc, tier: header.tier },
+        };
+        match self.announced {
+            Some(expected)
+                if (expected.kind, got.kind) != (CodecKind::Raw, CodecKind::Raw) && expected != got =>
+            {
+                Err(Error::CodingMismatch { expected, got })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::plan::PlanId;
+use crate::{coding::Coding, plan::PlanId};
 
 /// Why a chunk or a plan could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,14 @@ pub enum Error {
     UnsupportedCodec {
         /// Its number in the container.
         id: u8,
+    },
+    /// The chunk is coded otherwise than was announced.
+    #[error("chunk is coded as {got}, {expected} was announced")]
+    CodingMismatch {
+        /// What was announced.
+        expected: Coding,
+        /// What the chunk says.
+        got: Coding,
     },
     /// The chunk needs a plan and the decoder has none, or the encoder was asked for a codec that needs one.
     #[error("codec {codec} needs a calibrated plan, and none was loaded")]

@@ -13,6 +13,7 @@ pub mod fit;
 mod format;
 mod layout;
 mod plan;
+pub mod probe;
 mod side;
 mod stages;
 mod tokens;

@@ -5,9 +5,12 @@ mod common;
 
 use std::sync::{Arc, OnceLock};
 
-use codec::{Decoder, Error, KvLayout, Limits, Plan, PlanId, fit::Balance};
+use codec::{CodecKind, Coding, Decoder, Error, KvLayout, Limits, Plan, PlanId, fit::Balance};
 use common::{MODEL, Source, layout, small_layout};
 use proptest::prelude::*;
+
+/// Where a chunk's header says its tier (docs/kv-format.md).
+const TIER_AT: usize = 62;
 
 struct Fixture {
     source: Source,
@@ -167,6 +170,23 @@ fn another_model_layout_or_plan_is_named() {
     assert!(
         matches!(other.decode(kvtc), Err(Error::PlanMismatch { got, .. }) if got == plan.id() && got != PlanId::NONE)
     );
+}
+
+#[test]
+fn a_chunk_coded_otherwise_than_announced_is_refused() {
+    let Fixture { source, plan, raw, kvtc } = fixture();
+    let decoder = |coding| {
+        let limits = Limits::default();
+        Decoder::new(source.layout.clone(), MODEL, Some(plan.clone()), limits).unwrap().announced(coding)
+    };
+    let tier = |tier| Coding { kind: CodecKind::Kvtc, tier };
+    let right = kvtc[TIER_AT];
+    assert!(decoder(tier(right)).decode(kvtc).is_ok());
+    assert!(decoder(Coding { tier: 77, ..Coding::RAW }).decode(raw).is_ok());
+    for (coding, chunk) in [(tier(right + 1), kvtc), (Coding::RAW, kvtc), (tier(right), raw)] {
+        let error = decoder(coding).decode(chunk).unwrap_err();
+        assert!(matches!(error, Error::CodingMismatch { expected, .. } if expected == coding), "{error}");
+    }
 }
 
 #[test]

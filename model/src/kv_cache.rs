@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use half::bf16;
+use half::vec::HalfBitsVecExt;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -13,6 +14,8 @@ pub trait KvElement: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     fn from_f32(x: f32) -> Self;
     /// Exact.
     fn to_f32(self) -> f32;
+    /// So many zeros, in pages that the system hands out when they are first used.
+    fn zeros(count: usize) -> Vec<Self>;
 }
 
 impl KvElement for bf16 {
@@ -27,6 +30,11 @@ impl KvElement for bf16 {
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+
+    fn zeros(count: usize) -> Vec<Self> {
+        // A vector of a type of half's own would be written element by element.
+        vec![0u16; count].reinterpret_into()
+    }
 }
 
 impl KvElement for f32 {
@@ -38,6 +46,10 @@ impl KvElement for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
+    }
+
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0.0; count]
     }
 }
 
@@ -58,8 +70,8 @@ impl<E: KvElement> KvCache<E> {
     pub fn new(config: &Config, capacity: usize) -> Self {
         let heads = config.layers * config.kv_heads;
         let elements = heads * capacity * config.head_dim;
-        let zeros = || vec![E::default(); elements];
-        Self { heads, head_dim: config.head_dim, capacity, len: 0, keys: zeros(), values: zeros() }
+        let (keys, values) = (E::zeros(elements), E::zeros(elements));
+        Self { heads, head_dim: config.head_dim, capacity, len: 0, keys, values }
     }
 
     /// Tokens held.
