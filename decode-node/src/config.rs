@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
-use node::{Loaded, NodeArgs};
+use node::NodeArgs;
 
 /// What a decode node can be told.
 #[derive(Debug, Clone, Args)]
@@ -15,9 +15,6 @@ pub struct Config {
     /// Address at which prefill nodes reach this node's QUIC port [default: the interface that reaches the router].
     #[arg(long, env = "KVFERRY_ADVERTISE")]
     pub advertise: Option<SocketAddr>,
-    /// Cache capacity over all sessions, in tokens; each session reserves its prompt plus max_tokens.
-    #[arg(long, env = "KVFERRY_KV_CAPACITY_TOKENS", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..))]
-    pub kv_capacity_tokens: u32,
     /// How long a reserved slot waits for its cache, in seconds.
     #[arg(long, env = "KVFERRY_TRANSFER_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub transfer_seconds: u32,
@@ -30,13 +27,7 @@ impl Config {
     /// Settings of a node inside another process, everything at its default but for the shared flags.
     #[must_use]
     pub fn local(node: NodeArgs) -> Self {
-        Self {
-            node,
-            advertise: None,
-            kv_capacity_tokens: 65_536,
-            transfer_seconds: 120,
-            kv_silence_seconds: 60,
-        }
+        Self { node, advertise: None, transfer_seconds: 120, kv_silence_seconds: 60 }
     }
 
     pub(crate) fn transfer_deadline(&self) -> Duration {
@@ -45,10 +36,5 @@ impl Config {
 
     pub(crate) fn kv_silence(&self) -> Duration {
         Duration::from_secs(self.kv_silence_seconds.into())
-    }
-
-    pub(crate) fn max_session_tokens(&self, loaded: &Loaded) -> u32 {
-        let made_for = loaded.llama.config().max_position_embeddings as u32;
-        self.node.max_model_len.map_or(made_for, |asked| asked.min(made_for)).min(self.kv_capacity_tokens)
     }
 }

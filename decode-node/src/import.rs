@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use codec::{Decoder, Limits};
+use codec::{Coding, Decoder, Limits};
 use node::Loaded;
 use node::failure::{internal, transfer};
 use node::prompt::import;
@@ -21,17 +21,28 @@ const CHUNKS_AHEAD: usize = 8;
 /// A session whose chunks were all decoded, and how long that took.
 pub(crate) type Imported = Result<(Session, Duration), Failure>;
 
-/// Starts importing into `session`; the import ends when the sender is dropped, or early at a bad chunk.
-pub(crate) fn start(loaded: Arc<Loaded>, session: Session) -> (mpsc::Sender<Bytes>, JoinHandle<Imported>) {
+/// Starts importing chunks coded as announced into `session`; the import ends when the sender is dropped, or early at a
+/// bad chunk.
+pub(crate) fn start(
+    loaded: Arc<Loaded>,
+    session: Session,
+    coding: Coding,
+) -> (mpsc::Sender<Bytes>, JoinHandle<Imported>) {
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    let work = tokio::task::spawn_blocking(move || import_all(&loaded, session, chunks));
+    let work = tokio::task::spawn_blocking(move || import_all(&loaded, session, coding, chunks));
     (sender, work)
 }
 
-fn import_all(loaded: &Loaded, mut session: Session, mut chunks: mpsc::Receiver<Bytes>) -> Imported {
+fn import_all(
+    loaded: &Loaded,
+    mut session: Session,
+    coding: Coding,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Imported {
     let limits = Limits { max_tokens: session.prompt_tokens, ..Limits::default() };
     let (layout, plan) = (loaded.layout.clone(), loaded.plan.clone());
-    let decoder = Decoder::new(layout, loaded.llama.fingerprint(), plan, limits).map_err(internal)?;
+    let decoder =
+        Decoder::new(layout, loaded.llama.fingerprint(), plan, limits).map_err(internal)?.announced(coding);
     let (mut spent, mut next) = (Duration::ZERO, 0);
     while let Some(chunk) = chunks.blocking_recv() {
         let started = Instant::now();

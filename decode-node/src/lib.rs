@@ -50,8 +50,8 @@ pub async fn start(
     tokio::spawn(intake.accept_peers(runtime.endpoint.clone()));
     let register = Register {
         kv_address: Some(config.advertise.unwrap_or(runtime.quic_address)),
-        max_session_tokens: config.max_session_tokens(&runtime.loaded),
-        kv_capacity_tokens: config.kv_capacity_tokens,
+        max_session_tokens: config.node.max_session_tokens(&runtime.loaded),
+        kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
     };
     let load = server.load();

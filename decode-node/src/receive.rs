@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use codec::CodecKind;
+use codec::{CodecKind, Coding};
 use node::failure::{fail, internal, invalid, transfer};
 use node::units::ms;
 use node::{KvDigest, Loaded};
@@ -80,7 +80,7 @@ impl Intake {
         };
         let Pending { session, mut outcome } = pending;
         let prompt_tokens = session.prompt_tokens;
-        let (chunks, import) = import::start(Arc::clone(&self.loaded), session);
+        let (chunks, import) = import::start(Arc::clone(&self.loaded), session, coding);
         let result = tokio::select! {
             result = self.take_chunks(&mut stream.receiver, chunks, import) => result,
             // Dropping the stream stops it: the prefill node learns at once.
@@ -90,7 +90,7 @@ impl Intake {
             Ok((mut session, complete)) => {
                 session.advance(State::Ready);
                 let transfer = Transfer {
-                    coding: Some(coding),
+                    coding: Some(KvCoding { codec: coding.kind.to_string(), tier: coding.tier }),
                     prefill_node: Some(node),
                     raw_bytes: (prompt_tokens * self.loaded.layout.bytes_per_token()) as u64,
                     wire_bytes: stream.receiver.bytes_read(),
@@ -113,13 +113,13 @@ impl Intake {
         }
     }
 
-    async fn begin(&self, receiver: &mut Receiver) -> Result<(Pending, KvCoding), Failure> {
+    async fn begin(&self, receiver: &mut Receiver) -> Result<(Pending, Coding), Failure> {
         let first = receiver.recv_message::<KvStream>(BEGIN_DEADLINE).await;
         let KvStream::Begin { ticket, coding, prompt_tokens } = first.map_err(transfer)? else {
             return Err(invalid("a KV stream begins with its ticket"));
         };
         let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
-        let coding = KvCoding { codec: kind.to_string(), tier: coding.tier };
+        let coding = Coding { kind, tier: coding.tier };
         let unknown = || invalid("this ticket is unknown, used or was given up");
         let mut pending = self.tickets.take(ticket).ok_or_else(unknown)?;
         let reserved = pending.session.prompt_tokens;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, internal, invalid};
-use node::{Loaded, Runtime, StartError};
+use node::{Capacity, Loaded, Runtime, StartError};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tracing::{Instrument, info, info_span, warn};
@@ -64,13 +64,13 @@ impl Server {
         let (shared, shutdown) = (Arc::clone(&loaded), runtime.shutdown.clone());
         let engine = Engine::start(shared, chunk, sessions as usize, metrics.clone(), shutdown)?;
         let model = loaded.llama.config().clone();
-        let used = metrics.kv_used_tokens.clone();
+        let capacity = Capacity::new(sessions, config.node.kv_capacity_tokens);
         Ok(Self {
-            slots: SlotPool::new(model, config.kv_capacity_tokens, sessions, used),
+            slots: SlotPool::new(model, capacity, metrics.kv_used_tokens.clone()),
             tickets: Tickets::default(),
             engine,
             metrics,
-            max_session_tokens: config.max_session_tokens(&loaded),
+            max_session_tokens: config.node.max_session_tokens(&loaded),
             transfer_deadline: config.transfer_deadline(),
             shutdown: runtime.shutdown.clone(),
             loaded,
@@ -89,6 +89,7 @@ impl Server {
             running: count("ready") + count("decoding"),
             waiting: count("reserved") + count("receiving"),
             kv_used_tokens: u32::try_from(used.get()).unwrap_or(0),
+            is_draining: false,
         }
     }
 

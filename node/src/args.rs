@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use service::HostPort;
 
+use crate::loaded::Loaded;
+
 /// To be flattened into a node's own flags.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Node")]
@@ -37,12 +39,18 @@ pub struct NodeArgs {
     /// Shape everything this node sends to a link of so many Gb/s (loopback hides what a wire costs); 0 does not.
     #[arg(long, env = "KVFERRY_LINK_GBPS", default_value_t = 0.0)]
     pub link_gbps: f64,
+    /// Let `PUT /link` on the admin face change that speed while the node runs, as `kvferry bench cluster` does.
+    #[arg(long, env = "KVFERRY_LINK_ADMIN")]
+    pub link_admin: bool,
     /// Tokens of a prompt that are run, coded and sent as one chunk.
     #[arg(long, env = "KVFERRY_CHUNK_TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
     pub chunk_tokens: u32,
     /// Prompts or sessions taken at once; more are refused as busy.
     #[arg(long, env = "KVFERRY_MAX_NUM_SEQS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_num_seqs: u32,
+    /// KV cache over all prompts or sessions, in tokens; a decode session reserves its prompt plus max_tokens.
+    #[arg(long, env = "KVFERRY_KV_CAPACITY_TOKENS", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..))]
+    pub kv_capacity_tokens: u32,
     /// Longest prompt plus generation in tokens [default: what the model was made for].
     #[arg(long, env = "KVFERRY_MAX_MODEL_LEN", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_model_len: Option<u32>,
@@ -63,10 +71,19 @@ impl NodeArgs {
             listen: any_port,
             admin_listen: any_port,
             link_gbps: 0.0,
+            link_admin: false,
             chunk_tokens: 256,
             max_num_seqs: 64,
+            kv_capacity_tokens: 65_536,
             max_model_len: None,
         }
+    }
+
+    /// Longest prompt plus generation that the node takes with this model.
+    #[must_use]
+    pub fn max_session_tokens(&self, loaded: &Loaded) -> u32 {
+        let made_for = loaded.llama.config().max_position_embeddings as u32;
+        self.max_model_len.map_or(made_for, |asked| asked.min(made_for)).min(self.kv_capacity_tokens)
     }
 }
 

@@ -1,20 +1,25 @@
 //! What a prefill and a decode node share: the loaded model with its plan, the identity both hold up to their peers,
-//! membership in the router's cluster, and the prompt pass (which a decode node runs for local prefills).
+//! membership in the router's cluster, how much it takes on at once, and the prompt pass (which a decode node runs for
+//! local prefills).
 //!
 //! It is no server: each node crate has its own, on top of this.
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod capacity;
 pub mod digest;
 pub mod failure;
+pub mod link;
 pub mod loaded;
 pub mod membership;
+pub mod process;
 pub mod prompt;
 pub mod runtime;
 pub mod sampling;
 pub mod units;
 
 pub use args::NodeArgs;
+pub use capacity::{Admitted, Capacity};
 pub use digest::KvDigest;
 pub use loaded::{LoadError, Loaded};
 pub use membership::Membership;

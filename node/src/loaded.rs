@@ -95,7 +95,7 @@ impl Loaded {
     /// A node's first message on every connection.
     #[must_use]
     pub fn hello(&self, node: NodeId, role: Role) -> Hello {
-        Hello { node, role, model: self.identity() }
+        Hello::new(node, role, self.identity())
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Membership {
 
 impl Membership {
     /// Keeps the node in the cluster until the shutdown's end; hands each request stream to `serve`, which must not
-    /// block. Draining nodes stay connected, so that running requests finish; they refuse new ones in `serve`.
+    /// block. Draining nodes say so and stay connected, so that running requests finish; they refuse new ones in `serve`.
     pub async fn run(self, load: impl Fn() -> Load + Send + Sync + 'static, serve: impl Fn(Stream)) {
         let load = Arc::new(load);
         let ended = self.shutdown.ended();
@@ -124,12 +124,14 @@ impl Membership {
                     Err(lost) => return lost.to_string(),
                 },
                 _ = heartbeat.tick() => {
-                    if let Err(error) = control.send(&Control::Heartbeat(load())).await {
+                    let load = Load { is_draining: drains, ..load() };
+                    if let Err(error) = control.send(&Control::Heartbeat(load)).await {
                         return error.to_string();
                     }
                 }
                 () = &mut draining, if !drains => {
                     drains = true;
+                    heartbeat.reset_immediately(); // the router should know before it places another request
                     self.readiness.set_unready("draining");
                 }
             }

@@ -12,7 +12,8 @@ use transport::message::{Load, Register, Role};
 use transport::{CloseCode, Endpoint, EndpointConfig, Identity, LinkShaper, Stream};
 
 use crate::args::NodeArgs;
-use crate::loaded::Loaded;
+use crate::link;
+use crate::loaded::{LoadError, Loaded};
 use crate::membership::Membership;
 
 /// A node's surroundings. Clones share them.
@@ -40,6 +41,15 @@ pub struct Runtime {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// The certificates.
+    #[error(transparent)]
+    Identity(#[from] transport::IdentityError),
+    /// The model or its plan.
+    #[error("cannot load the model: {0}")]
+    Load(#[from] LoadError),
+    /// Signal handlers.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
     /// The QUIC socket.
     #[error(transparent)]
     Bind(#[from] transport::BindError),
@@ -72,8 +82,9 @@ impl Runtime {
             return Err(StartError::Flag(format!("--link-gbps {} is no speed", args.link_gbps)));
         }
         let id = NodeId(args.node_id.clone().unwrap_or_else(|| random_name(role)));
-        let link = (args.link_gbps > 0.0).then(|| LinkShaper::new(args.link_gbps));
-        let config = EndpointConfig { link, ..EndpointConfig::default() };
+        id.check().map_err(|reason| StartError::Flag(format!("--node-id: {reason}")))?;
+        let link = LinkShaper::new(args.link_gbps);
+        let config = EndpointConfig { link: link.clone(), ..EndpointConfig::default() };
         let endpoint = Endpoint::bind(args.listen, identity, loaded.hello(id.clone(), role), config)?;
         let listen = |source| StartError::Listen { address: args.admin_listen, source };
         let quic_address =
@@ -81,9 +92,11 @@ impl Runtime {
         let listener = TcpListener::bind(args.admin_listen).await.map_err(listen)?;
         let admin_address = listener.local_addr().map_err(listen)?;
         let (registry, readiness) = (Registry::new(), Readiness::starting());
-        let face = (readiness.clone(), registry.clone(), shutdown.clone());
+        let face =
+            admin::routes(readiness.clone(), registry.clone()).merge(link::routes(link, args.link_admin));
+        let until = shutdown.clone();
         tokio::spawn(async move {
-            if let Err(error) = admin::serve(listener, face.0, face.1, &face.2).await {
+            if let Err(error) = admin::serve(listener, face, &until).await {
                 error!(%error, "the admin face is gone");
             }
         });
@@ -119,11 +132,6 @@ impl Runtime {
 }
 
 fn random_name(role: Role) -> String {
-    let kind = match role {
-        Role::Router => "router",
-        Role::Prefill => "prefill",
-        Role::Decode => "decode",
-    };
     let suffix = transport::ids::RequestId::random().to_string();
-    format!("{kind}-{}", &suffix[..8])
+    format!("{}-{}", role.name(), &suffix[..8])
 }

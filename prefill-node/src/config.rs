@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use node::{Loaded, NodeArgs};
+use node::NodeArgs;
 
 /// What a prefill node can be told.
 #[derive(Debug, Clone, Args)]
@@ -32,10 +32,5 @@ impl Config {
 
     pub(crate) fn accept_deadline(&self) -> Duration {
         Duration::from_secs(self.accept_seconds.into())
-    }
-
-    pub(crate) fn max_session_tokens(&self, loaded: &Loaded) -> u32 {
-        let made_for = loaded.llama.config().max_position_embeddings as u32;
-        self.node.max_model_len.map_or(made_for, |asked| asked.min(made_for))
     }
 }

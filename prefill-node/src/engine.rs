@@ -91,7 +91,7 @@ impl Engine {
         match self.jobs.try_send(job) {
             Ok(()) => Ok(receiver),
             Err(mpsc::error::TrySendError::Full(_)) => {
-                Err(fail(FailureKind::Busy, "the prefill queue is full"))
+                Err(fail(FailureKind::Busy, "the prefill queue is full (--max-num-seqs)"))
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(engine_gone()),
         }

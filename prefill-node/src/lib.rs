@@ -45,13 +45,13 @@ pub async fn start(
         let message = format!("--chunk-tokens {asked} makes chunks too large to send; {fits} fit this model");
         return Err(StartError::Flag(message));
     }
-    let max_session_tokens = config.max_session_tokens(&runtime.loaded);
+    let max_session_tokens = config.node.max_session_tokens(&runtime.loaded);
     let dialer = Dialer::new(runtime.endpoint.clone(), Backoff::default());
     let server = server::Server::new(config, &runtime, dialer)?;
     let register = Register {
         kv_address: None,
         max_session_tokens,
-        kv_capacity_tokens: max_session_tokens.saturating_mul(config.node.max_num_seqs),
+        kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
     };
     let load = server.load();

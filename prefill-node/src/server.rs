@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, invalid};
-use node::{Loaded, Runtime};
+use node::{Capacity, Loaded, Runtime};
 use service::Shutdown;
-use tokio::sync::Semaphore;
 use tracing::{Instrument, info, info_span, warn};
 use transport::message::{Failure, FailureKind, FromPrefill, Load, Prefill, Request};
 use transport::{Dialer, Stream};
@@ -25,7 +24,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Server {
     loaded: Arc<Loaded>,
     shipper: Shipper,
-    permits: Arc<Semaphore>,
+    capacity: Capacity,
     max_tokens: usize,
     metrics: Metrics,
     shutdown: Shutdown,
@@ -33,11 +32,16 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime, dialer: Dialer) -> Result<Self, node::StartError> {
-        let admitted = config.node.max_num_seqs as usize;
+        let admitted = config.node.max_num_seqs;
         let metrics = Metrics::new(&runtime.registry);
         let (loaded, chunk) = (Arc::clone(&runtime.loaded), config.node.chunk_tokens as usize);
-        let engine =
-            Engine::start(loaded, chunk, admitted, metrics.prompt_tokens.clone(), runtime.shutdown.clone())?;
+        let engine = Engine::start(
+            loaded,
+            chunk,
+            admitted as usize,
+            metrics.prompt_tokens.clone(),
+            runtime.shutdown.clone(),
+        )?;
         let shipper = Shipper {
             loaded: Arc::clone(&runtime.loaded),
             engine,
@@ -49,8 +53,8 @@ impl Server {
         Ok(Self {
             loaded: Arc::clone(&runtime.loaded),
             shipper,
-            permits: Arc::new(Semaphore::new(admitted)),
-            max_tokens: config.max_session_tokens(&runtime.loaded) as usize,
+            capacity: Capacity::new(admitted, config.node.kv_capacity_tokens),
+            max_tokens: config.node.max_session_tokens(&runtime.loaded) as usize,
             metrics,
             shutdown: runtime.shutdown.clone(),
         })
@@ -58,8 +62,12 @@ impl Server {
 
     /// How busy the node is, for heartbeats.
     pub(crate) fn load(&self) -> impl Fn() -> Load + Send + Sync + 'static {
-        let running = self.metrics.running.clone();
-        move || Load { running: u32::try_from(running.get()).unwrap_or(0), ..Load::default() }
+        let (running, capacity) = (self.metrics.running.clone(), self.capacity.clone());
+        move || Load {
+            running: u32::try_from(running.get()).unwrap_or(0),
+            kv_used_tokens: capacity.used_tokens(),
+            ..Load::default()
+        }
     }
 
     /// Takes a request stream; the work goes on in a task of its own.
@@ -104,8 +112,7 @@ impl Server {
             return Err(fail(FailureKind::Draining, "the prefill node is shutting down"));
         }
         self.check(&prefill)?;
-        let busy = || fail(FailureKind::Busy, "the prefill node has as many prompts as it takes");
-        let _permit = self.permits.try_acquire().map_err(|_| busy())?;
+        let _admitted = self.capacity.admit(prefill.token_ids.len() as u32)?;
         let _running = Running::new(&self.metrics);
         self.shipper.deliver(prefill).await
     }

@@ -82,17 +82,27 @@ impl Shipper {
     }
 
     async fn open(&self, target: &DecodeTarget) -> Result<Stream, Failure> {
+        match self.open_once(target).await {
+            // Perhaps a connection to what stood at this address before; a fresh one tells.
+            Err(failure) if failure.kind == FailureKind::Unreachable => self.open_once(target).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn open_once(&self, target: &DecodeTarget) -> Result<Stream, Failure> {
         let unreachable = |error: &dyn std::fmt::Display| {
             fail(FailureKind::Unreachable, format!("cannot reach decode node {}: {error}", target.node))
         };
         let peer = self.dialer.peer(target.address, self.dial_deadline).await.map_err(|e| unreachable(&e))?;
-        if peer.hello().node != target.node {
-            // Perhaps a connection to what stood there before; the next attempt dials again.
+        let there = peer.hello();
+        if (&there.node, there.instance) != (&target.node, target.instance) {
             self.dialer.forget(target.address, CloseCode::DONE, "another node is expected there");
-            let there = &peer.hello().node;
-            return Err(unreachable(&format!("{there} answered at {}", target.address)));
+            return Err(unreachable(&format!("another run of node {} is at {}", there.node, target.address)));
         }
-        peer.open().await.map_err(|e| unreachable(&e))
+        peer.open().await.map_err(|e| {
+            self.dialer.forget(target.address, CloseCode::DONE, "no stream could be opened");
+            unreachable(&e)
+        })
     }
 
     fn record(&self, coding: &KvCoding, tokens: usize, wire_bytes: u64, stats: PrefillStats) {

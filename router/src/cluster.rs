@@ -170,10 +170,7 @@ impl Cluster {
 impl Members {
     fn candidates(&self, avoided: &[NodeId]) -> Candidates {
         let mut candidates = Candidates::default();
-        let usable = self
-            .nodes
-            .iter()
-            .filter(|(id, node)| !avoided.contains(id) && node.peer.close_reason().is_none());
+        let usable = self.nodes.iter().filter(|(id, node)| !avoided.contains(id) && node.is_open());
         for (id, node) in usable {
             match node.role() {
                 Role::Prefill => candidates.prefill.push(node.candidate(id)),
@@ -200,6 +197,11 @@ impl Members {
 impl Node {
     fn role(&self) -> Role {
         self.peer.hello().role
+    }
+
+    /// Whether it may be given a request: connected, and not about to leave.
+    fn is_open(&self) -> bool {
+        !self.reported.is_draining && self.peer.close_reason().is_none()
     }
 
     /// A heartbeat is up to a second old, so requests assigned since then are counted here as well.

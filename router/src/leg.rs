@@ -19,7 +19,7 @@ pub(crate) struct Leg {
 
 /// A node did not do its part.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{} node {node} {cause}", role_name(*.role))]
+#[error("{} node {node} {cause}", .role.name())]
 pub(crate) struct NodeError {
     pub(crate) node: NodeId,
     pub(crate) role: Role,
@@ -58,15 +58,6 @@ impl std::fmt::Display for Phase {
             Self::FirstToken => "first token",
             Self::NextToken => "next token",
         })
-    }
-}
-
-/// A role's name in messages and metric labels.
-pub(crate) fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Router => "router",
-        Role::Prefill => "prefill",
-        Role::Decode => "decode",
     }
 }
 

@@ -1,10 +1,10 @@
 //! The router's process: flags in, logs out, everything else in the library.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
-use router::RouterModel;
+use router::{RouterModel, StartError};
 use service::{CommonArgs, Shutdown};
 use transport::Identity;
 
@@ -28,12 +28,15 @@ struct Cli {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     let cli = Cli::parse();
-    service::telemetry::init(&cli.common)?;
-    let identity = Identity::load(&cli.certs, "router").context("cannot identify this router")?;
+    service::process::run(&cli.common, "this router cannot start", serve(&cli)).await
+}
+
+async fn serve(cli: &Cli) -> Result<(), StartError> {
+    let identity = Identity::load(&cli.certs, "router")?;
     let model = RouterModel::load(&cli.model, cli.served_model_name.as_deref())?;
-    let shutdown = Shutdown::on_signals(cli.common.grace())?;
+    let shutdown = Shutdown::on_signals(cli.common.grace()).map_err(StartError::Signals)?;
     router::start(&cli.config, model, &identity, shutdown).await?.finished().await;
     Ok(())
 }

@@ -8,7 +8,6 @@ use transport::message::{Control, Register};
 use transport::{CloseCode, Endpoint, Peer, Receiver, RecvError};
 
 use crate::cluster::{Cluster, MAX_NODES, Membership};
-use crate::leg::role_name;
 
 /// Accepts nodes until the endpoint closes; the tasks end with this one.
 pub(crate) async fn accept(endpoint: Endpoint, cluster: Cluster, silence: Duration) {
@@ -17,7 +16,7 @@ pub(crate) async fn accept(endpoint: Endpoint, cluster: Cluster, silence: Durati
         while nodes.try_join_next().is_some() {}
         match outcome {
             Ok(peer) if nodes.len() < MAX_NODES => {
-                let span = info_span!("node", node = %peer.hello().node, role = role_name(peer.hello().role));
+                let span = info_span!("node", node = %peer.hello().node, role = peer.hello().role.name());
                 nodes.spawn(serve(peer, cluster.clone(), silence).instrument(span));
             }
             Ok(peer) => peer.close(CloseCode::BUSY, "the router has as many connections as it takes"),

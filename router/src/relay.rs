@@ -21,7 +21,7 @@ use transport::message::{
 use crate::cluster::{Assigned, Cluster, Pair};
 use crate::config::Config;
 use crate::error::Error;
-use crate::leg::{Cause, Leg, NodeError, Phase, role_name};
+use crate::leg::{Cause, Leg, NodeError, Phase};
 use crate::metrics::Metrics;
 use crate::policy::{self, Wanted};
 
@@ -94,7 +94,7 @@ impl Relay {
                 Ok(tokens) => return Ok(tokens),
                 Err(error) => error,
             };
-            self.metrics.node_failed(role_name(error.role), Error::Node(error.clone()).face().code);
+            self.metrics.node_failed(error.role.name(), Error::Node(error.clone()).face().code);
             if avoided.len() >= self.retries as usize || !policy::may_retry(&error.cause) {
                 return Err(error.into());
             }
@@ -108,7 +108,7 @@ impl Relay {
     /// One attempt on one pair. Whatever fails, both legs are dropped, and that cancels both sides.
     async fn attempt(&self, job: &Job, pair: Pair) -> Result<Tokens, NodeError> {
         let Pair { decode, prefill } = pair;
-        let kv_address = decode.kv_address;
+        let (kv_address, instance) = (decode.kv_address, decode.peer.hello().instance);
         let (mut decode, ticket) = self.reserve(job, decode, prefill.is_none()).await?;
         let mut prefill = match prefill {
             None => None,
@@ -116,7 +116,7 @@ impl Relay {
                 let no_address =
                     || decode.error(Cause::Protocol("it registered without a KV address".into()));
                 let address = kv_address.ok_or_else(no_address)?;
-                let target = DecodeTarget { node: decode.node().id.clone(), address, ticket };
+                let target = DecodeTarget { node: decode.node().id.clone(), instance, address, ticket };
                 Some(self.prefill(job, node, coding, target).await?)
             }
         };

@@ -11,13 +11,13 @@ use tokio::net::TcpListener;
 use tracing::info;
 use transport::ids::NodeId;
 use transport::message::{Hello, Role};
-use transport::{BindError, CloseCode, Endpoint, EndpointConfig, Identity};
+use transport::{BindError, CloseCode, Endpoint, EndpointConfig, Identity, IdentityError};
 
 use crate::app::{self, App};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::model::RouterModel;
+use crate::model::{ModelError, RouterModel};
 use crate::nodes;
 use crate::relay::Relay;
 
@@ -40,6 +40,15 @@ pub struct Running {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// The certificates.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The model directory.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Signal handlers.
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
     /// The tokenizer.
     #[error("cannot load the tokenizer: {0}")]
     Tokenizer(#[from] LoadError),
@@ -72,7 +81,7 @@ pub async fn start(
     let tokenizer = Tokenizer::load(&model.model_dir)?;
     let in_http = |source| StartError::Http { address: config.http, source };
     let listener = TcpListener::bind(config.http).await.map_err(in_http)?;
-    let hello = Hello { node: NodeId("router".into()), role: Role::Router, model: model.identity.clone() };
+    let hello = Hello::new(NodeId("router".into()), Role::Router, model.identity.clone());
     let endpoint = Endpoint::bind(config.quic, identity, hello, EndpointConfig::default())?;
     let (http, quic) = (listener.local_addr()?, endpoint.local_addr()?);
 

@@ -68,19 +68,14 @@ pub fn routes<S: Clone + Send + Sync + 'static>(readiness: Readiness, registry: 
         .route("/metrics", get(metrics).with_state(registry))
 }
 
-/// Serves the routes until the shutdown has ended, so that probes and scrapers see the drain to its last moment.
+/// Serves `routes` until the shutdown has ended, so that probes and scrapers see the drain to its last moment.
 /// Answers under way then have a second to get out.
 ///
 /// # Errors
 /// What the listener said.
-pub async fn serve(
-    listener: TcpListener,
-    readiness: Readiness,
-    registry: Registry,
-    shutdown: &Shutdown,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, routes: Router, shutdown: &Shutdown) -> std::io::Result<()> {
     let (ended, late) = (shutdown.ended(), shutdown.ended());
-    let served = axum::serve(listener, routes::<()>(readiness, registry)).with_graceful_shutdown(ended);
+    let served = axum::serve(listener, routes).with_graceful_shutdown(ended);
     tokio::select! {
         outcome = served => outcome,
         () = async { late.await; tokio::time::sleep(LAST_ANSWERS).await } => Ok(()),

@@ -7,6 +7,7 @@
 //! | [`metrics`] | the metric registry, bucket bounds, text encoding |
 //! | [`admin`] | `/health`, `/live`, `/ready`, `/metrics` |
 //! | [`shutdown`] | signals, drain, grace period |
+//! | [`process`] | the outermost layer: logs up, body run, why it failed |
 //! | [`address`] | `host:port` flags and their resolution |
 //! | [`build`] | which build is running |
 //!
@@ -18,6 +19,7 @@ pub mod admin;
 pub mod args;
 pub mod build;
 pub mod metrics;
+pub mod process;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -66,7 +66,8 @@ async fn probes_are_answered_over_tcp_until_the_shutdown_has_ended() {
     let shutdown = Shutdown::new(Duration::from_secs(60));
     let serving = tokio::spawn({
         let shutdown = shutdown.clone();
-        async move { admin::serve(listener, Readiness::starting(), Registry::new(), &shutdown).await }
+        let routes = admin::routes(Readiness::starting(), Registry::new());
+        async move { admin::serve(listener, routes, &shutdown).await }
     });
     shutdown.drain();
     let mut stream = TcpStream::connect(address).await.unwrap();

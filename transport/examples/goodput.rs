@@ -24,7 +24,7 @@ async fn main() -> Result<(), Failure> {
     let gbps: f64 = arguments.next().map_or(Ok(0.0), |value| value.parse())?;
     let streams: usize = arguments.next().map_or(Ok(1), |value| value.parse())?;
     let authority = Authority::new()?;
-    let config = EndpointConfig { link: Some(LinkShaper::new(gbps)), ..Default::default() };
+    let config = EndpointConfig { link: LinkShaper::new(gbps), ..Default::default() };
     let bind = |role, config| {
         Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &authority.issue("node")?, hello(role), config)
             .map_err(Failure::from)
@@ -95,5 +95,5 @@ fn hello(role: Role) -> Hello {
         plan_id: None,
         kv_format_versions: vec![1],
     };
-    Hello { node: NodeId("goodput".into()), role, model }
+    Hello::new(NodeId("goodput".into()), role, model)
 }

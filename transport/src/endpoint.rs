@@ -50,7 +50,7 @@ pub struct EndpointConfig {
     /// Bytes that a peer may have in flight to us on all streams of one connection.
     pub connection_window: u32,
     /// A simulated link that everything sent from this endpoint goes through.
-    pub link: Option<LinkShaper>,
+    pub link: LinkShaper,
 }
 
 impl Default for EndpointConfig {
@@ -65,7 +65,7 @@ impl Default for EndpointConfig {
             max_pending_handshakes: 64,
             stream_window: 16 << 20,
             connection_window: 64 << 20,
-            link: None,
+            link: LinkShaper::unshaped(),
         }
     }
 }
@@ -96,7 +96,7 @@ impl Endpoint {
     ) -> Result<Self, BindError> {
         let quic = bind_quic(address, identity, &config)?;
         let streams = StreamSettings {
-            link: config.link.unwrap_or_else(LinkShaper::unshaped),
+            link: config.link,
             write_timeout: config.write_timeout,
             open_timeout: config.open_timeout,
         };

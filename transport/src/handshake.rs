@@ -185,8 +185,6 @@ impl From<OpenError> for Failed {
     }
 }
 
-/// Longest node id, in bytes; it becomes a metric label and part of every log line.
-const MAX_NODE_ID: usize = 128;
 /// Longest model id and element type, in bytes.
 const MAX_NAME: usize = 256;
 /// KV format versions that one process may list.
@@ -194,10 +192,9 @@ const MAX_VERSIONS: usize = 64;
 
 /// Bounds what a peer may say of itself, before any of it is kept or shown.
 fn check_form(hello: &Hello) -> Result<(), RecvError> {
-    let (node, model) = (&hello.node.0, &hello.model);
-    let fault = if node.is_empty() || node.len() > MAX_NODE_ID || !node.bytes().all(|b| b.is_ascii_graphic())
-    {
-        format!("node id of {} bytes: 1 to {MAX_NODE_ID} printable ASCII characters are allowed", node.len())
+    let model = &hello.model;
+    let fault = if let Err(reason) = hello.node.check() {
+        reason
     } else if model.model_id.len().max(model.kv_dtype.len()) > MAX_NAME {
         format!("model id or element type longer than {MAX_NAME} bytes")
     } else if model.kv_format_versions.len() > MAX_VERSIONS {

@@ -27,9 +27,37 @@ impl Ticket {
     }
 }
 
+/// One run of a process, from its start to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct InstanceId(pub Uuid);
+
+impl InstanceId {
+    /// A fresh random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
 /// Name of a node, unique in the cluster; a node that comes back under its old name replaces itself.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeId(pub String);
+
+/// Longest node id, in bytes; it becomes a metric label and part of every log line.
+const MAX_NODE_ID: usize = 128;
+
+impl NodeId {
+    /// Whether it may be used as a name.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn check(&self) -> Result<(), String> {
+        let (id, length) = (&self.0, self.0.len());
+        if (1..=MAX_NODE_ID).contains(&length) && id.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Ok(());
+        }
+        Err(format!("node id of {length} bytes: 1 to {MAX_NODE_ID} printable ASCII characters are allowed"))
+    }
+}
 
 macro_rules! show_inner {
     ($($name:ident),*) => {$(
@@ -45,4 +73,4 @@ macro_rules! show_inner {
         }
     )*};
 }
-show_inner!(RequestId, Ticket, NodeId);
+show_inner!(RequestId, Ticket, InstanceId, NodeId);

@@ -44,7 +44,7 @@
 //! };
 //! let authority = Authority::new()?;
 //! let bind = |name: &str, role| -> Result<Endpoint, Box<dyn std::error::Error>> {
-//!     let hello = Hello { node: NodeId(name.into()), role, model: model.clone() };
+//!     let hello = Hello::new(NodeId(name.into()), role, model.clone());
 //!     let any_port = (Ipv4Addr::LOCALHOST, 0).into();
 //!     Ok(Endpoint::bind(any_port, &authority.issue(name)?, hello, EndpointConfig::default())?)
 //! };
@@ -97,4 +97,4 @@ pub use peer::Peer;
 pub use shaper::LinkShaper;
 pub use stats::PeerStats;
 pub use stream::{Receiver, SendEnd, Sender, Stream};
-pub use tls::{Authority, Identity};
+pub use tls::{Authority, Identity, IdentityError};

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{NodeId, RequestId, Ticket};
+use crate::ids::{InstanceId, NodeId, RequestId, Ticket};
 
 /// What a process is in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -26,6 +26,18 @@ pub enum Role {
     Prefill,
     /// Continues generations.
     Decode,
+}
+
+impl Role {
+    /// The role in node names, log lines, metric labels and names of certificates.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Router => "router",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
 }
 
 /// What two peers must agree on before any KV cache may pass between them.
@@ -58,6 +70,16 @@ pub struct Hello {
     pub role: Role,
     /// With which model.
     pub model: ModelIdentity,
+    /// Which run of that node; tells a node that was started again from the one that it replaces.
+    pub instance: InstanceId,
+}
+
+impl Hello {
+    /// The first message of a process that has just started.
+    #[must_use]
+    pub fn new(node: NodeId, role: Role, model: ModelIdentity) -> Self {
+        Self { node, role, model, instance: InstanceId::random() }
+    }
 }
 
 /// A node's offer to the router, once per connection after the handshake.
@@ -82,6 +104,8 @@ pub struct Load {
     pub waiting: u32,
     /// Cache tokens reserved.
     pub kv_used_tokens: u32,
+    /// The node finishes what it has and takes nothing new.
+    pub is_draining: bool,
 }
 
 /// Messages a node sends on its control stream.
@@ -149,6 +173,8 @@ pub struct Reserve {
 pub struct DecodeTarget {
     /// The node expected there.
     pub node: NodeId,
+    /// The run of it that holds the reservation.
+    pub instance: InstanceId,
     /// Its address for KV streams.
     pub address: SocketAddr,
     /// The reservation.

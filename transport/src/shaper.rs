@@ -6,9 +6,11 @@
 //! a piece that is due very soon goes at once, and senders that woke late catch up what they missed. A link at rest
 //! saves up nothing: a short transfer takes as long as on a real link.
 //!
+//! The speed can be changed while streams run; pieces already booked keep their place.
+//!
 //! What it is not: it counts stream bytes, not the few percent of UDP and QUIC headers, and adds no delay or loss.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,17 +29,13 @@ const SLACK: Duration = Duration::from_micros(500);
 /// A simulated link; clones share it.
 #[derive(Debug, Clone)]
 pub struct LinkShaper {
-    link: Option<Arc<Link>>,
-}
-
-#[derive(Debug)]
-struct Link {
-    bytes_per_second: f64,
-    timeline: Mutex<Timeline>,
+    timeline: Arc<Mutex<Timeline>>,
 }
 
 #[derive(Debug)]
 struct Timeline {
+    /// None without a limit.
+    bytes_per_second: Option<f64>,
     /// End of the last booking.
     busy_until: Instant,
     /// When a piece last went out.
@@ -47,72 +45,72 @@ struct Timeline {
 impl LinkShaper {
     /// A link of `gbps` gigabits (10^9 bits) per second, 1 kb/s at least; zero, negative or NaN means no limit.
     pub fn new(gbps: f64) -> Self {
-        let link = (gbps > 0.0 && gbps.is_finite()).then(|| Link {
-            bytes_per_second: gbps.max(SLOWEST_GBPS) * 1e9 / 8.0,
-            timeline: Mutex::new(Timeline { busy_until: Instant::now(), last_used: Instant::now() }),
-        });
-        Self { link: link.map(Arc::new) }
+        let (bytes_per_second, now) = (bytes_per_second(gbps), Instant::now());
+        let timeline = Timeline { bytes_per_second, busy_until: now, last_used: now };
+        Self { timeline: Arc::new(Mutex::new(timeline)) }
     }
 
     /// No limit.
     pub fn unshaped() -> Self {
-        Self { link: None }
+        Self::new(0.0)
     }
 
     /// Speed in gigabits per second, or none without a limit.
     pub fn gbps(&self) -> Option<f64> {
-        self.link.as_ref().map(|link| link.bytes_per_second * 8.0 / 1e9)
+        self.timeline().bytes_per_second.map(|speed| speed * 8.0 / 1e9)
+    }
+
+    /// Makes it a link of another speed from the next piece on; see [`Self::new`] for what `gbps` means.
+    pub fn set_gbps(&self, gbps: f64) {
+        let mut timeline = self.timeline();
+        timeline.bytes_per_second = bytes_per_second(gbps);
+        // What was booked at the old speed may lie far ahead.
+        timeline.busy_until = timeline.busy_until.min(Instant::now());
     }
 
     /// Waits until `bytes` may go. Dropped while waiting, its stretch of the link stays unused.
     pub async fn pass(&self, bytes: usize) {
-        let Some(link) = &self.link else { return };
-        let start = link.book(bytes, Instant::now());
+        let Some(start) = self.timeline().book(bytes, Instant::now()) else { return };
         if start > Instant::now() + SLACK {
             tokio::time::sleep_until(start).await;
         }
-        link.used(Instant::now());
+        self.timeline().last_used = Instant::now();
+    }
+
+    fn timeline(&self) -> MutexGuard<'_, Timeline> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Link {
-    /// Books the link for `bytes` and gives the instant at which they may go.
-    fn book(&self, bytes: usize, now: Instant) -> Instant {
-        let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+impl Timeline {
+    /// Books the link for `bytes` and gives the instant at which they may go; none without a limit.
+    fn book(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
+        let time = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second?);
         let allowance =
-            if now.saturating_duration_since(timeline.last_used) < REST { CATCH_UP } else { Duration::ZERO };
-        let start = timeline.busy_until.max(now.checked_sub(allowance).unwrap_or(now));
-        timeline.busy_until = start + self.time_for(bytes);
-        start
+            if now.saturating_duration_since(self.last_used) < REST { CATCH_UP } else { Duration::ZERO };
+        let start = self.busy_until.max(now.checked_sub(allowance).unwrap_or(now));
+        self.busy_until = start + time;
+        Some(start)
     }
+}
 
-    /// A piece has gone out.
-    fn used(&self, now: Instant) {
-        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).last_used = now;
-    }
-
-    fn time_for(&self, bytes: usize) -> Duration {
-        Duration::from_secs_f64(bytes as f64 / self.bytes_per_second)
-    }
+fn bytes_per_second(gbps: f64) -> Option<f64> {
+    (gbps > 0.0 && gbps.is_finite()).then(|| gbps.max(SLOWEST_GBPS) * 1e9 / 8.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn link(gbps: f64) -> Arc<Link> {
-        LinkShaper::new(gbps).link.unwrap()
-    }
-
     /// Bytes through the link within `time`, by one sender whose timer only wakes at multiples of `tick`.
-    fn sent_within(link: &Link, begin: Instant, time: Duration, tick: Duration) -> f64 {
+    fn sent_within(link: &LinkShaper, begin: Instant, time: Duration, tick: Duration) -> f64 {
         let (mut now, mut sent) = (begin, 0);
         while now < begin + time {
-            let start = link.book(PIECE_BYTES, now);
+            let start = link.timeline().book(PIECE_BYTES, now).unwrap();
             while now + SLACK < start {
                 now += tick;
             }
-            link.used(now);
+            link.timeline().last_used = now;
             sent += PIECE_BYTES;
         }
         sent as f64
@@ -122,7 +120,7 @@ mod tests {
     fn a_coarse_timer_does_not_slow_the_link() {
         for gbps in [1.0, 10.0, 100.0] {
             for tick in [Duration::from_micros(1100), Duration::from_millis(10)] {
-                let sent = sent_within(&link(gbps), Instant::now(), Duration::from_secs(1), tick);
+                let sent = sent_within(&LinkShaper::new(gbps), Instant::now(), Duration::from_secs(1), tick);
                 let expected = gbps * 1e9 / 8.0;
                 assert!(
                     (sent / expected - 1.0).abs() < 0.03,
@@ -134,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_rest_saves_nothing_up() {
-        let link = link(1.0);
+        let link = LinkShaper::new(1.0);
         let later = Instant::now() + Duration::from_secs(60);
         let sent = sent_within(&link, later, Duration::from_millis(10), Duration::from_millis(1));
         let expected = 1e9 / 8.0 * 0.010;
@@ -150,9 +148,22 @@ mod tests {
 
     #[test]
     fn a_crawling_link_still_moves_a_piece() {
-        let link = link(1e-300);
+        let link = LinkShaper::new(1e-300);
         let later = Instant::now() + Duration::from_secs(1);
-        assert_eq!(link.book(PIECE_BYTES, later), later);
-        assert!(link.book(PIECE_BYTES, later) > later + Duration::from_secs(60));
+        let mut timeline = link.timeline();
+        assert_eq!(timeline.book(PIECE_BYTES, later), Some(later));
+        assert!(timeline.book(PIECE_BYTES, later) > Some(later + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_change_of_speed_forgets_what_the_old_one_had_booked() {
+        let link = LinkShaper::new(1e-300);
+        let later = Instant::now() + Duration::from_secs(1);
+        link.timeline().book(PIECE_BYTES, later);
+        link.set_gbps(1.0);
+        assert_eq!(link.timeline().book(PIECE_BYTES, later), Some(later));
+        link.set_gbps(0.0);
+        assert_eq!(link.gbps(), None);
+        assert_eq!(link.timeline().book(PIECE_BYTES, later), None);
     }
 }

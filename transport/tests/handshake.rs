@@ -37,8 +37,9 @@ async fn refusal(change: impl FnOnce(&mut Hello)) -> (String, String) {
 #[tokio::test]
 async fn equal_nodes_meet_and_know_each_other() {
     let pair = kit::pair(EndpointConfig::default()).await;
-    assert_eq!(pair.prefill.hello(), &hello("decode", Role::Decode));
-    assert_eq!(pair.decode.hello(), &hello("prefill", Role::Prefill));
+    assert_eq!(pair.prefill.hello(), pair.dialled.hello());
+    assert_eq!(pair.decode.hello(), pair.dialler.hello());
+    assert_ne!(pair.dialler.hello().instance, pair.dialled.hello().instance);
     assert_eq!(pair.decode.remote_address(), pair.dialler.local_addr().unwrap());
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kit::{SOON, pair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use transport::ids::{NodeId, RequestId, Ticket};
+use transport::ids::{InstanceId, NodeId, RequestId, Ticket};
 use transport::message::*;
 use transport::{EndpointConfig, Frame};
 
@@ -58,7 +58,12 @@ fn prefill(token_ids: Vec<u32>) -> Request {
         token_ids,
         sampling: sampling(),
         coding: coding(),
-        target: DecodeTarget { node: NodeId("decode-1".into()), address, ticket: Ticket::random() },
+        target: DecodeTarget {
+            node: NodeId("decode-1".into()),
+            instance: InstanceId::random(),
+            address,
+            ticket: Ticket::random(),
+        },
     })
 }
 
@@ -83,7 +88,7 @@ async fn every_message_arrives_as_it_was_sent() {
         kv_capacity_tokens: 1 << 20,
         max_sessions: 32,
     };
-    let load = Load { running: 1, waiting: 2, kv_used_tokens: 3 };
+    let load = Load { running: 1, waiting: 2, kv_used_tokens: 3, is_draining: true };
     crosses(&pair, vec![Control::Register(register), Control::Heartbeat(load)]).await;
     let local = KvSource::Local { token_ids: vec![1, 2, 128_000] };
     crosses(&pair, vec![reserve(KvSource::Remote), reserve(local), prefill(vec![5; 10])]).await;

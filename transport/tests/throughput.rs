@@ -14,7 +14,7 @@ use transport::{EndpointConfig, Frame, LinkShaper, Receiver, Stream};
 const CHUNK: usize = 256 * 1024;
 
 fn link(gbps: f64) -> EndpointConfig {
-    EndpointConfig { link: Some(LinkShaper::new(gbps)), ..Default::default() }
+    EndpointConfig { link: LinkShaper::new(gbps), ..Default::default() }
 }
 
 /// Sends `bytes` in chunks and finishes.

@@ -120,7 +120,7 @@ impl Bench {
     }
 
     pub(crate) async fn node_of(&self, name: &str, role: Role, script: Script, model: ModelIdentity) -> Stub {
-        let hello = Hello { node: NodeId(name.into()), role, model };
+        let hello = Hello::new(NodeId(name.into()), role, model);
         let any_port = ([127, 0, 0, 1], 0).into();
         let endpoint = Endpoint::bind(any_port, &self.identity, hello, EndpointConfig::default()).unwrap();
         let kv_address = (role == Role::Decode).then(|| endpoint.local_addr().unwrap());

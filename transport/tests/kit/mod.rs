@@ -9,26 +9,23 @@ use std::time::Duration;
 use quinn::crypto::rustls::QuicClientConfig;
 use transport::ids::NodeId;
 use transport::message::{Hello, ModelIdentity, Role};
-use transport::{Authority, Endpoint, EndpointConfig, Identity, Peer, Stream};
+use transport::{Authority, Endpoint, EndpointConfig, Identity, LinkShaper, Peer, Stream};
 
 /// Longest wait of any test; passing tests take a fraction of it.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) fn hello(node: &str, role: Role) -> Hello {
-    Hello {
-        node: NodeId(node.into()),
-        role,
-        model: ModelIdentity {
-            model_id: "tiny-llama".into(),
-            fingerprint: [7; 16],
-            kv_dtype: "bf16".into(),
-            layers: 4,
-            kv_heads: 2,
-            head_dim: 64,
-            plan_id: Some([9; 16]),
-            kv_format_versions: vec![1],
-        },
-    }
+    let model = ModelIdentity {
+        model_id: "tiny-llama".into(),
+        fingerprint: [7; 16],
+        kv_dtype: "bf16".into(),
+        layers: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        plan_id: Some([9; 16]),
+        kv_format_versions: vec![1],
+    };
+    Hello::new(NodeId(node.into()), role, model)
 }
 
 pub(crate) fn loopback() -> SocketAddr {
@@ -57,7 +54,7 @@ pub(crate) struct Pair {
 pub(crate) async fn pair(config: EndpointConfig) -> Pair {
     let identity = identity();
     let (dialler, _) = endpoint(&identity, hello("prefill", Role::Prefill), config.clone());
-    let unshaped = EndpointConfig { link: None, ..config };
+    let unshaped = EndpointConfig { link: LinkShaper::unshaped(), ..config };
     let (dialled, address) = endpoint(&identity, hello("decode", Role::Decode), unshaped);
     let (prefill, decode) = tokio::join!(dialler.connect(address), dialled.accept());
     Pair { prefill: prefill.unwrap(), decode: decode.unwrap().unwrap(), dialler, dialled }
