@@ -66,8 +66,18 @@ async fn serve_well(kit: &Kit, stub: &mut StubPrefill, prompt: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_cache_is_incomplete_the_client_gets_no_token() {
     let (kit, mut stub) = with_stub().await;
-    let prompt = kit.prompt(600);
-    let mut answer = request(&kit, &prompt);
+    let url = format!("{}/v1/completions", kit.cluster.url());
+    let body =
+        json!({"model": "tiny-llama", "prompt": kit.prompt(600), "max_tokens": MAX_TOKENS, "stream": true});
+    let (seen, mut bytes) = tokio::sync::mpsc::unbounded_channel();
+    let answer = tokio::spawn(async move {
+        let mut response = cluster_tests::kit::client().post(url).json(&body).send().await.unwrap();
+        let status = response.status().as_u16();
+        while let Some(piece) = response.chunk().await.unwrap() {
+            drop(seen.send(piece));
+        }
+        status
+    });
     let Job { prefill, mut router } = stub.job().await;
     let Delivery { chunks, end } = compute(&kit.loaded, &prefill);
     let mut kv = stub.open(&prefill).await;
@@ -75,12 +85,14 @@ async fn while_the_cache_is_incomplete_the_client_gets_no_token() {
         kv.sender.send_data(chunk).await.unwrap();
     }
     // Everything but the closing message is there: a careless decode node could begin.
-    assert!(tokio::time::timeout(WATCHED, &mut answer).await.is_err(), "answered from an unfinished cache");
+    let early = tokio::time::timeout(WATCHED, bytes.recv()).await;
+    assert!(early.is_err(), "{early:?} came from an unfinished cache");
     assert_eq!(metric(&kit.cluster.decode[0].registry, "kvferry_decode_steps_total"), 0.0);
     kv.sender.send(&end).await.unwrap();
     kv.sender.finish().unwrap();
     router.sender.send(&FromPrefill::Prefilled).await.unwrap();
-    assert_eq!(answer.await.unwrap().0, 200);
+    assert_eq!(answer.await.unwrap(), 200);
+    assert!(bytes.recv().await.is_some(), "nothing was streamed");
     slots_are_free(&kit).await;
     kit.stop().await;
 }
@@ -197,7 +209,7 @@ async fn a_full_decode_node_refuses_and_recovers() {
         options.router.retries = 0;
     })
     .await;
-    kit.cluster.add_decode(|config| config.kv_capacity_tokens = 1000).await.unwrap();
+    kit.cluster.add_decode(|config| config.node.kv_capacity_tokens = 1000).await.unwrap();
     kit.cluster.until_joined(2).await.unwrap();
     let body = json!({"model": "tiny-llama", "prompt": "Once", "max_tokens": 900, "ignore_eos": true, "stream": true});
     let mut running = kit.send(&body).await;
@@ -230,5 +242,32 @@ async fn nodes_may_come_and_go() {
     for _ in 0..4 {
         kit.complete(&prompt, 4, json!({})).await;
     }
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_node_is_given_nothing_new() {
+    let mut kit = Kit::start_with(|options| {
+        options.decode_nodes = 2;
+        options.router.retries = 0;
+    })
+    .await;
+    let body = json!({"model": "tiny-llama", "prompt": "Once", "max_tokens": 8000, "ignore_eos": true, "stream": true});
+    let mut running = kit.send(&body).await;
+    assert!(running.chunk().await.unwrap().is_some());
+    let used = |node: &node::Runtime| metric(&node.registry, "kvferry_decode_kv_used_tokens");
+    let busy = kit.cluster.decode.iter().position(|node| used(node) > 0.0).unwrap();
+    let leaving = kit.cluster.decode.remove(busy);
+    leaving.shutdown.drain();
+    // The heartbeat that says so takes a moment to arrive; a request in between is refused, never lost.
+    let prompt = kit.prompt(50);
+    let probe = json!({"model": "tiny-llama", "prompt": prompt, "max_tokens": 2});
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for _ in 0..6 {
+        let answer = kit.send(&probe).await;
+        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
+    }
+    drop(running);
+    leaving.finished().await;
     kit.stop().await;
 }

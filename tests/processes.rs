@@ -1,109 +1,82 @@
-//! Three operating-system processes, certificates on disk, one request.
+//! The product as processes of the operating system, with certificates on disk.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cluster_tests::kit::{PATIENCE, model_dir};
+use cluster_tests::kit::PATIENCE;
+use cluster_tests::process::{Process, binary, certificates};
 use serde_json::{Value, json};
 
-/// A process that is killed when the test ends, however it ends.
-struct Process {
-    child: Child,
-    log: std::sync::mpsc::Receiver<Value>,
-}
-
-impl Process {
-    fn start(name: &str, args: &[&str], certs: &Path) -> Self {
-        let mut command = Command::new(binary(name));
-        command.args(args).args(["--log", "json"]).arg("--certs").arg(certs).arg("--model").arg(model_dir());
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (sender, log) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let parsed = lines.map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok());
-            parsed.for_each(|line| drop(sender.send(line)));
-        });
-        Self { child, log }
-    }
-
-    /// The fields of the first log line with this message.
-    fn logged(&self, message: &str) -> Value {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("never logged: {message}"));
-            if line["message"] == message {
-                return line;
-            }
-        }
-    }
-
-    fn interrupt(&mut self) -> std::process::ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// A binary of this build, which lies beside the folder of this test's.
-fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(Path::parent).unwrap().join(name);
-    assert!(path.exists(), "{} is not built; test the whole workspace, or build it first", path.display());
-    path
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn three_processes_serve_one_request_and_end_when_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let certs = dir.path().join("certs");
-    let made = Command::new(binary("kvferry")).arg("certs").arg(&certs).status().unwrap();
-    assert!(made.success());
-
-    let mut router = Process::start("router", &["--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"], &certs);
-    let up = router.logged("router is up");
-    let (http, quic) = (up["http"].as_str().unwrap(), up["quic"].as_str().unwrap());
-    let node = ["--router", quic, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-    let mut prefill = Process::start("prefill-node", &node, &certs);
-    let mut decode = Process::start("decode-node", &node, &certs);
-    prefill.logged("joined the cluster");
-    decode.logged("joined the cluster");
-
+/// An answer whose cache went from node to node. The router takes note of a node a moment after the node has said that it
+/// joined, so the first attempts may be refused or run on one node alone.
+async fn remote_answer(http: &str) -> Value {
     let body =
         json!({"model": "tiny-llama", "prompt": "The linker reports", "max_tokens": 5, "kv_transfer": true});
     let client = cluster_tests::kit::client();
     let deadline = Instant::now() + PATIENCE;
-    let answer: Value = loop {
+    loop {
         let response = client.post(format!("http://{http}/v1/completions")).json(&body).send().await.unwrap();
         let (status, answer) = (response.status(), response.json::<Value>().await.unwrap());
         if status.is_success() && answer["kv_transfer"]["source"] == "remote" {
-            break answer;
+            return answer;
         }
-        // The router takes note of a node a moment after the node has said that it joined.
         assert!(Instant::now() < deadline, "{status}: {answer}");
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_decode_node_that_comes_back_at_its_address_is_reached_at_once() {
+    let certs = certificates();
+    let router = Process::start("router", &["--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"], certs.path());
+    let up = router.logged("router is up");
+    let (http, quic) = (up["http"].as_str().unwrap(), up["quic"].as_str().unwrap());
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let decode = || {
+        let process = Process::start(
+            "decode-node",
+            &["--router", quic, "--listen", &free, "--node-id", "decode-0"],
+            certs.path(),
+        );
+        process.logged("joined the cluster");
+        process
     };
+    let killed = decode();
+    let prefill =
+        Process::start("prefill-node", &["--router", quic, "--listen", "127.0.0.1:0"], certs.path());
+    prefill.logged("joined the cluster");
+    remote_answer(http).await;
+    drop(killed); // SIGKILL: nobody is told
+    let _back = decode();
+    let started = Instant::now();
+    remote_answer(http).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "the old connection was waited for: {:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_processes_serve_one_request_and_end_when_told() {
+    let certs = certificates();
+
+    let mut router =
+        Process::start("router", &["--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"], certs.path());
+    let up = router.logged("router is up");
+    let (http, quic) = (up["http"].as_str().unwrap(), up["quic"].as_str().unwrap());
+    let node = ["--router", quic, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let mut prefill = Process::start("prefill-node", &node, certs.path());
+    let mut decode = Process::start("decode-node", &node, certs.path());
+    prefill.logged("joined the cluster");
+    decode.logged("joined the cluster");
+
+    let answer = remote_answer(http).await;
     assert_eq!(answer["usage"]["completion_tokens"], 5);
     assert!(answer["kv_transfer"]["wire_bytes"].as_u64().unwrap() > 0);
     for process in [&mut prefill, &mut decode, &mut router] {
-        assert!(process.interrupt().success(), "a drained process ends well");
+        assert!(process.terminate().success(), "a drained process ends well");
     }
 }
 
@@ -115,4 +88,38 @@ fn a_process_without_certificates_says_what_to_do() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains("kvferry certs"), "{name}: {said}");
     }
+}
+
+#[test]
+fn a_process_that_cannot_start_says_why_in_one_line_and_what_to_do() {
+    let certs = certificates();
+    let no_model = certs.path().join("no-model");
+    for name in ["router", "prefill-node", "decode-node"] {
+        for model in [no_model.as_path(), certs.path()] {
+            let mut command = Command::new(binary(name));
+            command.args(["--log", "json", "--certs"]).arg(certs.path()).arg("--model").arg(model);
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            let lines: Vec<&str> = said.lines().collect();
+            assert!(!output.status.success() && lines.len() == 1, "{name}: {said}");
+            let line: Value = serde_json::from_str(lines[0]).unwrap();
+            let message = line["message"].as_str().unwrap();
+            assert!(message.contains("cannot start") && message.contains("config.json"), "{name}: {message}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_asks_a_process_and_gives_its_reason() {
+    let certs = certificates();
+    let router = Process::start("router", &["--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"], certs.path());
+    let up = router.logged("router is up");
+    let http = up["http"].as_str().unwrap();
+    let ask = |path: &str| {
+        Command::new(binary("kvferry")).arg("health").arg(format!("http://{http}{path}")).output()
+    };
+    assert!(ask("/live").unwrap().status.success());
+    let unready = ask("/ready").unwrap();
+    let said = String::from_utf8_lossy(&unready.stderr);
+    assert!(!unready.status.success() && said.contains("no decode node is registered"), "{said}");
 }

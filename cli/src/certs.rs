@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use transport::Authority;
+use transport::{Authority, Identity};
 
 /// Names that the processes look for.
 const ROLES: [&str; 3] = ["router", "prefill", "decode"];
@@ -15,23 +15,31 @@ pub struct Args {
     pub dir: PathBuf,
 }
 
-/// Writes the files; an authority that is already there goes on being used.
+/// Writes what is missing or no longer valid. An authority that is already there goes on being used, and a certificate
+/// that it vouches for stays as it is, so that running the command again changes nothing for a cluster that is up.
 ///
 /// # Errors
 /// When the directory cannot be written or holds a damaged authority.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let existing = args.dir.join("ca.key").exists();
-    let authority = if existing {
-        Authority::load(&args.dir).context("the authority in this directory cannot be used")?
+    let authority = if args.dir.join("ca.key").exists() {
+        Authority::load(&args.dir)
+            .context("the authority in this directory cannot be used; choose an empty one")?
     } else {
         let made = Authority::new()?;
-        made.write(&args.dir)?;
+        made.write(&args.dir).context("certificates cannot be written; choose a directory that can be")?;
         made
     };
-    for role in ROLES {
+    let mut made = Vec::new();
+    for role in ROLES.into_iter().filter(|role| Identity::load(&args.dir, role).is_err()) {
         authority.write_issued(&args.dir, role)?;
+        Identity::load(&args.dir, role)
+            .context("this authority issues nothing usable; choose an empty directory")?;
+        made.push(role);
     }
-    let how = if existing { "issued again by the authority that was there" } else { "made" };
-    eprintln!("certificates for {} {how} in {}", ROLES.join(", "), args.dir.display());
+    let dir = args.dir.display();
+    match made.as_slice() {
+        [] => eprintln!("the certificates in {dir} are all valid; nothing to do"),
+        made => eprintln!("certificates for {} written to {dir}", made.join(", ")),
+    }
     Ok(())
 }

@@ -1,10 +1,12 @@
-//! The `kvferry` command: demo, certs, calibrate, bench. It starts nodes in-process and is the one place that may
-//! depend on everything.
+//! The `kvferry` command as a library: a cluster in one process and everything around it. The binary only parses flags.
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod calibrate;
 pub mod certs;
+mod client;
 pub mod cluster;
 pub mod demo;
+pub mod health;
+pub mod output;
 pub mod prompts;

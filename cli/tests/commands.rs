@@ -10,13 +10,13 @@ fn kvferry(args: &[&str]) -> std::process::Output {
 #[test]
 fn help_names_every_command() {
     let help = String::from_utf8(kvferry(&["--help"]).stdout).unwrap();
-    for command in ["demo", "certs", "calibrate", "bench"] {
+    for command in ["demo", "certs", "calibrate", "bench", "health"] {
         assert!(help.contains(command), "{help}");
     }
 }
 
 #[test]
-fn certs_are_made_once_and_then_issued_by_the_same_authority() {
+fn certs_are_made_once_and_what_is_missing_by_the_same_authority() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("certs");
     let read = |name: &str| std::fs::read(path.join(name)).unwrap();
@@ -25,8 +25,21 @@ fn certs_are_made_once_and_then_issued_by_the_same_authority() {
     for role in ["router", "prefill", "decode"] {
         assert!(!read(&format!("{role}.pem")).is_empty() && !read(&format!("{role}.key")).is_empty());
     }
+    let kept = read("decode.pem");
+    std::fs::remove_file(path.join("prefill.key")).unwrap();
     assert!(kvferry(&["certs", path.to_str().unwrap()]).status.success());
-    assert_eq!(read("ca.pem"), authority);
+    assert_eq!((read("ca.pem"), read("decode.pem")), (authority, kept));
+    assert!(!read("prefill.key").is_empty());
+}
+
+#[test]
+fn certs_that_cannot_be_written_are_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a-file");
+    std::fs::write(&file, "not a directory").unwrap();
+    let output = kvferry(&["certs", file.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("cannot be written"), "{said}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use codec::probe::{Product, multiply};
 use codec::{CodecKind, Coding, Decoder, Encoder, Limits};
 use node::Loaded;
 use node::prompt::export;
@@ -29,8 +30,9 @@ pub(crate) fn codec(args: &Args, tier: u8) -> anyhow::Result<Figures> {
     let fingerprint = loaded.llama.fingerprint();
     let encoder =
         Encoder::new(loaded.layout.clone(), fingerprint, Some(Arc::clone(&plan)), coding, tokens.len())?;
-    let decoder = Decoder::new(loaded.layout.clone(), fingerprint, Some(plan), Limits::default())?;
-    let (mut prefill, mut encode, mut decode) = (Vec::new(), Vec::new(), Vec::new());
+    let decoder =
+        Decoder::new(loaded.layout.clone(), fingerprint, Some(Arc::clone(&plan)), Limits::default())?;
+    let [mut prefill, mut encode, mut decode, mut project, mut reconstruct] = [const { Vec::new() }; 5];
     let mut wire = 0;
     for run in 0..=args.runs {
         let (prefill_time, cache) = seconds(|| run_prompt(&loaded.llama, &tokens, 0))?;
@@ -42,18 +44,28 @@ pub(crate) fn codec(args: &Args, tier: u8) -> anyhow::Result<Figures> {
             seconds(|| Ok(blocks.iter().map(|b| encoder.encode(b)).collect::<codec::Result<Vec<_>>>()?))?;
         let (decode_time, _) =
             seconds(|| Ok(chunks.iter().map(|c| decoder.decode(c)).collect::<codec::Result<Vec<_>>>()?))?;
+        let products = |product| seconds(|| Ok(multiply(&plan, tier, tokens.len(), product)));
+        let (project_time, reconstruct_time) =
+            (products(Product::Project)?.0, products(Product::Reconstruct)?.0);
         wire = chunks.iter().map(Vec::len).sum::<usize>();
         if run > 0 {
             prefill.push(prefill_time);
             encode.push(encode_time);
             decode.push(decode_time);
+            project.push(project_time);
+            reconstruct.push(reconstruct_time);
         }
     }
     let raw = tokens.len() * loaded.layout.bytes_per_token();
-    Ok(figures(tokens.len(), (raw, wire), [median(prefill), median(encode), median(decode)]))
+    let times = [prefill, encode, decode, project, reconstruct].map(median);
+    Ok(figures(tokens.len(), (raw, wire), times))
 }
 
-fn figures(tokens: usize, (raw, wire): (usize, usize), [prefill, encode, decode]: [f64; 3]) -> Figures {
+fn figures(
+    tokens: usize,
+    (raw, wire): (usize, usize),
+    [prefill, encode, decode, project, reconstruct]: [f64; 5],
+) -> Figures {
     let megabytes = raw as f64 / 1e6;
     let mut figures = Figures::new();
     put(&mut figures, "prompt_tokens", tokens as f64);
@@ -66,5 +78,8 @@ fn figures(tokens: usize, (raw, wire): (usize, usize), [prefill, encode, decode]
     put(&mut figures, "encode_mb_per_s", megabytes / encode);
     put(&mut figures, "decode_mb_per_s", megabytes / decode);
     put(&mut figures, "codec_share_of_prefill", (encode + decode) / prefill);
+    put(&mut figures, "encode_product_ms", project * 1e3);
+    put(&mut figures, "decode_product_ms", reconstruct * 1e3);
+    put(&mut figures, "products_share_of_codec", (project + reconstruct) / (encode + decode));
     figures
 }

@@ -1,8 +1,9 @@
 //! `kvferry bench`: what this machine does, each figure beside the one it has to be compared with, measured in turns in
 //! one run.
-#![allow(clippy::print_stdout, reason = "what the command is for")]
 
+mod cluster;
 mod codec;
+mod links;
 mod model;
 mod timing;
 
@@ -11,7 +12,9 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use node::args::default_model_dir;
 
-/// Measures the model and the codec on this machine.
+use crate::output::line;
+
+/// Measures the model and the codec on this machine, or a running cluster.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -46,24 +49,23 @@ enum What {
         #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u8).range(4..=128))]
         tier: u8,
     },
+    /// Raw against coded through a running cluster, at several link speeds.
+    Cluster(cluster::ClusterArgs),
 }
 
 /// Runs a benchmark and prints its figures.
 ///
 /// # Errors
-/// When the model or plan cannot be loaded.
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let figures = match args.what {
+/// When the model or plan cannot be loaded, or the cluster does not answer.
+pub async fn run(args: &Args) -> anyhow::Result<()> {
+    let figures = match &args.what {
         What::Prefill => model::prefill(args)?,
-        What::Decode { batch } => model::decode(args, batch)?,
-        What::Codec { tier } => codec::codec(args, tier)?,
+        What::Decode { batch } => model::decode(args, *batch)?,
+        What::Codec { tier } => codec::codec(args, *tier)?,
+        What::Cluster(what) => return cluster::cluster(args, what).await,
     };
     if args.json {
-        println!("{}", serde_json::to_string(&figures)?);
-    } else {
-        for (name, value) in &figures {
-            println!("{name:>28}  {value}");
-        }
+        return line(serde_json::to_string(&figures)?);
     }
-    Ok(())
+    figures.iter().try_for_each(|(name, value)| line(format!("{name:>28}  {value}")))
 }

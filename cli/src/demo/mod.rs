@@ -1,7 +1,6 @@
 //! `kvferry demo`: a whole cluster in one process, a handful of prompts sent both raw and coded, a table, and then it
 //! stays up for prompts of one's own.
 
-mod client;
 mod table;
 
 use std::net::SocketAddr;
@@ -18,9 +17,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use service::Shutdown;
 
+use crate::client::Client;
 use crate::cluster::{LocalCluster, Options};
+use crate::output::line;
 use crate::prompts::{Task, retrieval, text_tokens};
-use client::Client;
 
 /// Lengths of the built-in prompts, in tokens.
 const PROMPT_TOKENS: [usize; 5] = [300, 700, 1_300, 2_000, 3_000];
@@ -83,7 +83,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     if args.once {
         shutdown.drain();
     } else if !args.json {
-        println_help(&cluster, &loaded.model_id);
+        print_help(&cluster, &loaded.model_id)?;
     }
     cluster.finished().await;
     Ok(())
@@ -112,7 +112,7 @@ async fn compare(args: &Args, client: &Client, model: &std::path::Path) -> anyho
     }
     progress.finish_and_clear();
     if !args.json {
-        table::print(&rows, args.link_gbps, args.tier);
+        table::print(&rows, args.link_gbps, args.tier)?;
     }
     Ok(())
 }
@@ -124,14 +124,13 @@ fn tasks(model: &std::path::Path) -> anyhow::Result<Vec<Task>> {
     Ok(PROMPT_TOKENS.map(|tokens| retrieval(&mut rng, tokens, &count)).into())
 }
 
-#[allow(clippy::print_stdout, reason = "what the command is for")]
-fn println_help(cluster: &LocalCluster, model_id: &str) {
+fn print_help(cluster: &LocalCluster, model_id: &str) -> anyhow::Result<()> {
     let url = cluster.url();
-    println!("\nThe cluster stays up; end it with Ctrl-C. A prompt of your own:\n");
-    println!(
+    line("\nThe cluster stays up; end it with Ctrl-C. A prompt of your own:\n")?;
+    line(format!(
         "curl {url}/v1/completions -H 'content-type: application/json' -d '{{\"model\": \"{model_id}\", \
          \"prompt\": \"The linker reports\", \"max_tokens\": 32, \"kv_transfer\": true}}'\n"
-    );
+    ))
 }
 
 fn spinner(message: &str) -> ProgressBar {

@@ -1,11 +1,11 @@
 //! The demo's table, and its machine-readable form.
-#![allow(clippy::print_stdout, reason = "what the command is for")]
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use serde::Serialize;
 
-use super::client::Answer;
+use crate::client::Answer;
+use crate::output::line;
 
 /// One prompt, sent twice.
 #[derive(Debug)]
@@ -41,12 +41,11 @@ pub(crate) fn print_json(answer: &Answer) -> anyhow::Result<()> {
         ttft_ms: t.ttft_ms,
         text: &answer.text,
     };
-    println!("{}", serde_json::to_string(&row)?);
-    Ok(())
+    line(serde_json::to_string(&row)?)
 }
 
 /// All prompts, with a line that says what the link was and who won.
-pub(crate) fn print(rows: &[Row], link_gbps: f64, tier: u8) {
+pub(crate) fn print(rows: &[Row], link_gbps: f64, tier: u8) -> anyhow::Result<()> {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header([
@@ -69,8 +68,8 @@ pub(crate) fn print(rows: &[Row], link_gbps: f64, tier: u8) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{table}");
-    println!("{}", verdict(rows, link_gbps, tier));
+    line(table)?;
+    line(verdict(rows, link_gbps, tier))
 }
 
 fn cells(row: &Row) -> Vec<Cell> {

@@ -25,9 +25,20 @@ pub(crate) struct Answer {
 
 impl Client {
     pub(crate) fn new(url: &str, model: &str) -> anyhow::Result<Self> {
-        // The router is on loopback, where no proxy leads.
+        // A router is a neighbour, to which no proxy leads.
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(Self { http, url: url.to_owned(), model: model.to_owned() })
+    }
+
+    /// A client of the router at `url` for the model that it serves.
+    pub(crate) async fn discover(url: &str) -> anyhow::Result<Self> {
+        let url = url.trim_end_matches('/');
+        let mut client = Self::new(url, "")?;
+        let answer = client.http.get(format!("{url}/v1/models")).send().await;
+        let answer = answer.with_context(|| format!("no router answers at {url}"))?.error_for_status()?;
+        let models: openai::ModelList = answer.json().await?;
+        client.model = models.data.into_iter().next().context("the router serves no model")?.id;
+        Ok(client)
     }
 
     /// One greedy completion with the cache coded as asked.

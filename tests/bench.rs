@@ -1,0 +1,69 @@
+//! `kvferry bench cluster` against a running cluster, and what it leaves behind.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use cluster_tests::Kit;
+use cluster_tests::process::binary;
+use node::link::Link;
+use serde_json::Value;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_are_shaped_for_the_bench_and_put_back() {
+    let mut kit = Kit::start_with(|options| options.prefill_nodes = 0).await;
+    let shaped = |config: &mut prefill_node::Config| {
+        config.node.link_admin = true;
+        config.node.link_gbps = 0.5;
+    };
+    let prefill = kit.cluster.add_prefill(shaped).await.unwrap();
+    kit.cluster.until_joined(2).await.unwrap();
+    let admin = prefill.admin_address.to_string();
+    let mut bench = tokio::process::Command::new(binary("kvferry"));
+    bench.args([
+        "bench",
+        "cluster",
+        "--router",
+        kit.cluster.url(),
+        "--link-admin",
+        &admin,
+        "--links",
+        "0.02,0",
+    ]);
+    bench.args(["--prompts", "700", "--runs", "1", "--json"]);
+    let output = bench.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 2, "{text}");
+    for row in &rows {
+        assert!(row["ratio"].as_f64().unwrap() > 10.0, "{row}");
+        assert_eq!(row["raw_bytes"].as_u64().unwrap(), row["prompt_tokens"].as_u64().unwrap() * 6144);
+    }
+    let ttft = |row: usize, name: &str| rows[row][name].as_f64().unwrap();
+    // 4.3 MB at 0.02 Gb/s are 1.7 s.
+    assert!(ttft(0, "ttft_raw_ms") > 1_500.0, "{text}");
+    assert!(ttft(0, "ttft_coded_ms") < ttft(0, "ttft_raw_ms") / 1.5, "{text}");
+    let link: Link = cluster_tests::kit::client()
+        .get(format!("http://{admin}/link"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(link, Link { gbps: 0.5 });
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_is_changed_only_where_that_is_allowed_and_makes_sense() {
+    let mut kit = Kit::start().await;
+    let open = kit.cluster.add_prefill(|config| config.node.link_admin = true).await.unwrap();
+    let client = cluster_tests::kit::client();
+    let put = async |address: std::net::SocketAddr, body: &str| {
+        let request = client.put(format!("http://{address}/link")).header("content-type", "application/json");
+        request.body(body.to_owned()).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(put(kit.cluster.prefill[0].admin_address, r#"{"gbps": 1}"#).await, 405);
+    assert_eq!(put(open.admin_address, r#"{"gbps": -1}"#).await, 400);
+    assert_eq!(put(open.admin_address, r#"{"gbps": 0.25}"#).await, 200);
+    kit.stop().await;
+}
