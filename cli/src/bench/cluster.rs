@@ -130,6 +130,14 @@ async fn send(client: &Client, task: &Task, tier: u8) -> anyhow::Result<(Answer,
     Ok((raw, client.complete(&task.prompt, "kvtc", tier).await?))
 }
 
+fn speed(link_gbps: Option<f64>) -> String {
+    match link_gbps {
+        None => "as it is".into(),
+        Some(0.0) => "unshaped".into(),
+        Some(gbps) => format!("{gbps} Gb/s"),
+    }
+}
+
 fn print(rows: &[Row], json: bool, tier: u8) -> anyhow::Result<()> {
     if json {
         return rows.iter().try_for_each(|row| line(serde_json::to_string(row)?));
@@ -139,9 +147,7 @@ fn print(rows: &[Row], json: bool, tier: u8) -> anyhow::Result<()> {
     table.set_header(["link", "prompt tokens", "raw", "coded", "ratio", "TTFT raw", "TTFT coded", "gain"]);
     for row in rows {
         table.add_row([
-            row.link_gbps.map_or("as it is".into(), |gbps| {
-                if gbps > 0.0 { format!("{gbps} Gb/s") } else { "unshaped".into() }
-            }),
+            speed(row.link_gbps),
             row.prompt_tokens.to_string(),
             HumanBytes(row.raw_wire_bytes).to_string(),
             HumanBytes(row.wire_bytes).to_string(),
