@@ -130,7 +130,7 @@ impl Generation {
         }
         if self.generated == 2 {
             let since = now.duration_since(self.limits.arrived);
-            self.transfer.second_token_ms = Some(since.as_secs_f64() * 1e3);
+            self.transfer.second_token_ms = Some(to_micros(since.as_secs_f64() * 1e3));
         }
         self.last_token = now;
     }
@@ -158,6 +158,11 @@ impl Generation {
     }
 }
 
+/// Milliseconds to three digits: more than any clock here can tell would only be noise to read.
+fn to_micros(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
 /// The transfer in the API's words. A local prefill moved nothing, so its bytes are 0.
 fn report(transfer: &Transfer, decode_node: &str, ttft_ms: f64) -> KvTransfer {
     let is_remote = transfer.coding.is_some();
@@ -171,12 +176,12 @@ fn report(transfer: &Transfer, decode_node: &str, ttft_ms: f64) -> KvTransfer {
         wire_bytes: wire,
         saved_bytes: i64::try_from(i128::from(raw) - i128::from(wire)).unwrap_or(i64::MAX),
         ratio: (wire > 0).then(|| raw as f64 / wire as f64),
-        encode_ms: transfer.prefill.encode_ms.into(),
-        wire_ms: transfer.wire_ms.into(),
-        decode_ms: transfer.decode_ms.into(),
-        prefill_ms: transfer.prefill.prefill_ms.into(),
-        queue_ms: transfer.prefill.queue_ms.into(),
-        ttft_ms,
+        encode_ms: to_micros(transfer.prefill.encode_ms.into()),
+        wire_ms: to_micros(transfer.wire_ms.into()),
+        decode_ms: to_micros(transfer.decode_ms.into()),
+        prefill_ms: to_micros(transfer.prefill.prefill_ms.into()),
+        queue_ms: to_micros(transfer.prefill.queue_ms.into()),
+        ttft_ms: to_micros(ttft_ms),
         second_token_ms: None,
         prefill_node: prefill_node.to_owned(),
         decode_node: decode_node.to_owned(),
