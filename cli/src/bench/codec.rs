@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Args;
 use super::model::run_prompt;
-use super::timing::{Figures, median, put, seconds};
+use super::timing::{Figures, median, seconds};
 use crate::prompts::{retrieval, text_tokens};
 
 const CHUNK: usize = 256;
@@ -101,20 +101,20 @@ impl Subject {
         let (encode, decode, prefill) = (of(|t| t.encode), of(|t| t.decode), of(|t| t.prefill));
         let (project, reconstruct) = (of(|t| t.project), of(|t| t.reconstruct));
         let raw = self.tokens.len() * self.loaded.layout.bytes_per_token();
-        let mut figures = Figures::new();
-        put(&mut figures, "prompt_tokens", self.tokens.len() as f64);
-        put(&mut figures, "raw_bytes", raw as f64);
-        put(&mut figures, "coded_bytes", wire as f64);
-        put(&mut figures, "ratio", raw as f64 / wire as f64);
-        put(&mut figures, "prefill_ms", prefill * 1e3);
-        put(&mut figures, "encode_ms", encode * 1e3);
-        put(&mut figures, "decode_ms", decode * 1e3);
-        put(&mut figures, "encode_mb_per_s", raw as f64 / 1e6 / encode);
-        put(&mut figures, "decode_mb_per_s", raw as f64 / 1e6 / decode);
-        put(&mut figures, "codec_share_of_prefill", (encode + decode) / prefill);
-        put(&mut figures, "encode_product_ms", project * 1e3);
-        put(&mut figures, "decode_product_ms", reconstruct * 1e3);
-        put(&mut figures, "products_share_of_codec", (project + reconstruct) / (encode + decode));
+        let mut figures = Figures::default();
+        figures.put("prompt_tokens", self.tokens.len() as f64);
+        figures.put("raw_bytes", raw as f64);
+        figures.put("coded_bytes", wire as f64);
+        figures.put("ratio", raw as f64 / wire as f64);
+        figures.put("prefill_ms", prefill * 1e3);
+        figures.put("encode_ms", encode * 1e3);
+        figures.put("decode_ms", decode * 1e3);
+        figures.put("encode_mb_per_s", raw as f64 / 1e6 / encode);
+        figures.put("decode_mb_per_s", raw as f64 / 1e6 / decode);
+        figures.put("codec_share_of_prefill", (encode + decode) / prefill);
+        figures.put("encode_product_ms", project * 1e3);
+        figures.put("decode_product_ms", reconstruct * 1e3);
+        figures.put("products_share_of_codec", (project + reconstruct) / (encode + decode));
         figures
     }
 }

@@ -12,7 +12,7 @@ use node::PromptPass;
 use node::prompt::Progress;
 
 use super::Args;
-use super::timing::{Figures, median, put, seconds};
+use super::timing::{Figures, median, seconds};
 
 /// Tokens of a chunk, as nodes run prompts by default.
 const CHUNK: usize = 256;
@@ -107,12 +107,12 @@ fn steps(llama: &Llama, caches: &mut [KvCache<bf16>]) -> anyhow::Result<()> {
 /// Speeds beside each other; candle-transformers steps one session at a time, so a batch compares by tokens a second.
 fn compared(args: &Args, our_tokens: usize, ours: f64, their_tokens: usize, theirs: f64) -> Figures {
     let (our_speed, their_speed) = (our_tokens as f64 / ours, their_tokens as f64 / theirs);
-    let mut figures = Figures::new();
-    put(&mut figures, "prompt_tokens", args.tokens as f64);
-    put(&mut figures, "ours_ms", ours * 1e3);
-    put(&mut figures, "ours_tokens_per_s", our_speed);
-    put(&mut figures, "candle_ms", theirs * 1e3);
-    put(&mut figures, "candle_tokens_per_s", their_speed);
-    put(&mut figures, "speedup", our_speed / their_speed);
+    let mut figures = Figures::default();
+    figures.put("prompt_tokens", args.tokens as f64);
+    figures.put("ours_ms", ours * 1e3);
+    figures.put("ours_tokens_per_s", our_speed);
+    figures.put("candle_ms", theirs * 1e3);
+    figures.put("candle_tokens_per_s", their_speed);
+    figures.put("speedup", our_speed / their_speed);
     figures
 }

@@ -2,8 +2,29 @@
 
 use std::time::Instant;
 
-/// Named figures in the order they were measured.
-pub(crate) type Figures = serde_json::Map<String, serde_json::Value>;
+use serde::{Serialize, Serializer};
+
+/// Named figures in the order they were put.
+#[derive(Debug, Default)]
+pub(crate) struct Figures(Vec<(&'static str, f64)>);
+
+impl Figures {
+    /// Adds a figure rounded to four digits after the point.
+    pub(crate) fn put(&mut self, name: &'static str, value: f64) {
+        self.0.push((name, (value * 1e4).round() / 1e4));
+    }
+
+    /// In the order they were put.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.0.iter().copied()
+    }
+}
+
+impl Serialize for Figures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
 
 /// Seconds that `f` takes.
 pub(crate) fn seconds<R>(f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Result<(f64, R)> {
@@ -16,9 +37,4 @@ pub(crate) fn seconds<R>(f: impl FnOnce() -> anyhow::Result<R>) -> anyhow::Resul
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Adds a figure rounded to four digits after the point.
-pub(crate) fn put(figures: &mut Figures, name: &str, value: f64) {
-    figures.insert(name.into(), ((value * 1e4).round() / 1e4).into());
 }
