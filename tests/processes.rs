@@ -123,3 +123,24 @@ async fn health_asks_a_process_and_gives_its_reason() {
     let said = String::from_utf8_lossy(&unready.stderr);
     assert!(!unready.status.success() && said.contains("no decode node is registered"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_cannot_start_can_stay_to_tell_probes_why() {
+    let certs = certificates();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let args = ["--admin-listen", &free, "--linger-seconds", "60", "--plan", "no-such-plan"];
+    let mut node = Process::start("decode-node", &args, certs.path());
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let url = format!("http://{free}/ready");
+        let asked = Command::new(binary("kvferry")).arg("health").arg(url).output().unwrap();
+        let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+        assert!(!asked.status.success(), "healthy without a plan");
+        if said.contains("cannot start") && said.contains("no-such-plan") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{said}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(node.terminate().code(), Some(1));
+}

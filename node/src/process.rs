@@ -28,5 +28,5 @@ pub async fn run(
         start(Arc::new(loaded), &identity, shutdown).await?.finished().await;
         Ok::<_, StartError>(())
     };
-    service::process::run(common, &format!("this {name} node cannot start"), body).await
+    service::process::run(common, args.admin_listen, &format!("this {name} node cannot start"), body).await
 }

@@ -30,7 +30,7 @@ struct Cli {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    service::process::run(&cli.common, "this router cannot start", serve(&cli)).await
+    service::process::run(&cli.common, cli.config.http, "this router cannot start", serve(&cli)).await
 }
 
 async fn serve(cli: &Cli) -> Result<(), StartError> {

@@ -18,6 +18,10 @@ pub struct CommonArgs {
     /// How long requests may go on after the first SIGINT or SIGTERM, in seconds; a second signal ends them at once.
     #[arg(long, env = "KVFERRY_GRACE_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
     pub grace_seconds: u32,
+    /// How long a process that cannot start stays to tell probes of its health why, in seconds, before it ends with an
+    /// error; useful where something starts it again and again.
+    #[arg(long, env = "KVFERRY_LINGER_SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub linger_seconds: u32,
 }
 
 /// Form of the log lines.
@@ -34,6 +38,11 @@ impl CommonArgs {
     /// The grace period as a duration, for [`crate::Shutdown`].
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_seconds.into())
+    }
+
+    /// The time for last words as a duration, for [`crate::process`].
+    pub fn linger(&self) -> Duration {
+        Duration::from_secs(self.linger_seconds.into())
     }
 }
 

@@ -7,7 +7,7 @@
 //! | [`metrics`] | the metric registry, bucket bounds, text encoding |
 //! | [`admin`] | `/health`, `/live`, `/ready`, `/metrics` |
 //! | [`shutdown`] | signals, drain, grace period |
-//! | [`process`] | the outermost layer: logs up, body run, why it failed |
+//! | [`process`] | the outermost layer: logs up, body run, why it failed, told to probes |
 //! | [`address`] | `host:port` flags and their resolution |
 //! | [`build`] | which build is running |
 //!

@@ -1,15 +1,23 @@
 //! The outermost layer of a process: logs up, body run, and one last log line that says why it failed.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use tokio::net::TcpListener;
+
+use crate::admin::{self, Readiness};
 use crate::args::CommonArgs;
+use crate::metrics::Registry;
+use crate::shutdown::Shutdown;
 use crate::telemetry;
 
 /// Sets up the logs and runs `body`. If it fails, the last log line is `failure` with the whole chain of reasons, and
-/// the exit code says so too.
+/// the exit code says so too; with `--linger-seconds` the health at `probed` says it as well, for that long.
 pub async fn run<E: Error>(
     args: &CommonArgs,
+    probed: SocketAddr,
     failure: &str,
     body: impl Future<Output = Result<(), E>>,
 ) -> ExitCode {
@@ -20,9 +28,33 @@ pub async fn run<E: Error>(
     match body.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{failure}: {}", chain(&error));
+            let reason = format!("{failure}: {}", chain(&error));
+            tracing::error!("{reason}");
+            if !args.linger().is_zero() {
+                linger(probed, reason, args.linger()).await;
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Answers probes with the reason until the time is over or a signal comes.
+async fn linger(probed: SocketAddr, reason: String, time: Duration) {
+    let readiness = Readiness::starting();
+    readiness.set_unready(reason);
+    let Ok(shutdown) = Shutdown::on_signals(Duration::ZERO) else { return };
+    let serve = async {
+        if let Ok(listener) = TcpListener::bind(probed).await {
+            let routes = admin::routes(readiness, Registry::new());
+            // Whether probes were answered changes nothing any more.
+            drop(admin::serve(listener, routes, &shutdown).await);
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = serve => {}
+        () = tokio::time::sleep(time) => {}
+        () = shutdown.draining() => {}
     }
 }
 
