@@ -1,4 +1,5 @@
-//! The `kvferry` command as a library: a cluster in one process and everything around it. The binary only parses flags.
+//! The `kvferry` command as a library: a cluster in one process and everything around it. Start reading
+//! at [`command`].
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -6,6 +7,7 @@ pub mod calibrate;
 pub mod certs;
 mod client;
 pub mod cluster;
+pub mod command;
 pub mod demo;
 pub mod health;
 pub mod output;

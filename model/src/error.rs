@@ -27,6 +27,14 @@ pub enum Error {
         /// What is wrong and what is supported.
         message: String,
     },
+    /// A weights file is cut short or holds something else.
+    #[error("the weights in {path} are damaged or incomplete, download them again: {reason}")]
+    Damaged {
+        /// The model directory.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
     /// The architecture needs a tensor that no file holds.
     #[error("{path}: tensor `{name}` is missing; the checkpoint is incomplete or of another architecture")]
     MissingTensor {

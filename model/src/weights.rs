@@ -35,7 +35,12 @@ impl Weights {
         let paths = Self::paths(model_dir)?;
         // SAFETY: the files are mapped read-only. Changing them while a process serves them is outside of what any
         // loader of mapped weights can guard against; the documentation of `--model` says so.
-        let files = unsafe { MmapedSafetensors::multi(&paths)? };
+        let files = unsafe { MmapedSafetensors::multi(&paths) };
+        let files = files.map_err(|error| {
+            // candle adds a backtrace where there is one.
+            let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+            Error::Damaged { path: model_dir.to_owned(), reason }
+        })?;
         Ok(Self { dir: model_dir.to_owned(), files })
     }
 

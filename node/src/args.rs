@@ -103,5 +103,5 @@ pub fn served_name(asked: Option<&str>, model_dir: &Path) -> String {
     let absolute = std::fs::canonicalize(model_dir).unwrap_or_else(|_| model_dir.to_owned());
     let directory =
         absolute.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
-    asked.map_or(directory, str::to_owned)
+    asked.filter(|name| !name.is_empty()).map_or(directory, str::to_owned)
 }

@@ -69,6 +69,7 @@ impl RouterModel {
         let config: ModelConfig = serde_json::from_slice(&bytes).map_err(|e| unusable(e.to_string()))?;
         let heads = config.num_attention_heads;
         let head_dim = config.head_dim.or_else(|| config.hidden_size.checked_div(heads));
+        let served_name = served_name.filter(|name| !name.is_empty());
         let served_name = served_name.map_or_else(|| name_of(model_dir), str::to_owned);
         let identity = ModelIdentity {
             model_id: served_name.clone(),

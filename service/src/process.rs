@@ -59,7 +59,8 @@ async fn linger(probed: SocketAddr, reason: String, time: Duration) {
 }
 
 /// An error and what caused it, on one line; causes that the error has already quoted are not said twice.
-fn chain(error: &dyn Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
     let mut said = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

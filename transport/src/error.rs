@@ -94,7 +94,7 @@ pub enum ConnectionLost {
         reason: String,
     },
     /// This process closed it.
-    #[error("closed here")]
+    #[error("closed here: silent for too long, replaced, or shutting down")]
     ClosedHere,
     /// The peer does not know the connection any more; it was probably restarted.
     #[error("reset by the peer, which has probably been restarted")]
