@@ -1,0 +1,70 @@
+# One small image with the four programs of kvferry: router, prefill-node, decode-node, kvferry.
+#
+#   docker build --tag kvferry .                        with the embedded model
+#   docker build --tag kvferry --target runtime .       without a model
+#
+# Works with BuildKit and with the classic builder: no cache mounts, layers instead. What changes rarely comes first:
+# dependencies, then the crates below, then the ones above. Each step runs the same `cargo build`, so that features
+# resolve alike and nothing is compiled twice.
+ARG RUST_IMAGE=rust:1.95-slim-bookworm
+ARG RUNTIME_IMAGE=debian:bookworm-slim
+
+# The workspace with every source emptied: changes when a manifest does, not when a line of code does.
+FROM ${RUST_IMAGE} AS manifests
+WORKDIR /src
+COPY . .
+RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock ! -path '*/src/lib.rs' ! -path '*/src/main.rs' \
+        ! -path './*/benches/*.rs' ! -path './*/examples/*.rs' ! -path './*/tests/*.rs' ! -path './tests/*.rs' -delete \
+ && find . -name '*.rs' -exec sh -c 'for file; do echo "fn main() {}" > "$file"; done' sh {} + \
+ && find . -name lib.rs -exec truncate --size 0 {} + \
+ && find . -type d -empty -delete
+
+FROM ${RUST_IMAGE} AS build
+ENV CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+WORKDIR /src
+COPY --from=manifests /src .
+RUN cargo build --release --locked
+
+# cargo goes by modification times, and a checkout may be older than the empty sources were: hence `touch`.
+COPY transport transport
+COPY service service
+COPY openai openai
+COPY model model
+RUN touch transport/src/lib.rs service/src/lib.rs openai/src/lib.rs model/src/lib.rs && cargo build --release --locked
+
+COPY codec codec
+RUN touch codec/src/lib.rs && cargo build --release --locked
+
+COPY node node
+COPY prefill-node prefill-node
+COPY decode-node decode-node
+COPY router router
+COPY cli cli
+# Shown by /health and kvferry_build_info; giving it compiles the crates from `service` up again.
+ARG KVFERRY_COMMIT
+RUN touch node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs router/src/*.rs cli/src/*.rs \
+ && cargo build --release --locked \
+ && mkdir /programs \
+ && for program in router prefill-node decode-node kvferry; do \
+        strip -o "/programs/$program" "target/release/$program" || exit 1; \
+    done
+
+FROM ${RUNTIME_IMAGE} AS runtime
+RUN groupadd --gid 10001 kvferry \
+ && useradd --uid 10001 --gid kvferry --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin kvferry \
+ && install --directory --owner=kvferry --group=kvferry --mode=0750 /certs
+COPY --from=build /programs/ /usr/local/bin/
+ENV KVFERRY_CERTS=/certs KVFERRY_MODEL=/models/tiny-llama KVFERRY_ADMIN_LISTEN=0.0.0.0:9090
+USER kvferry
+# clients (TCP), nodes (QUIC), health and metrics of a node (TCP)
+EXPOSE 8080/tcp 8081/udp 9090/tcp
+CMD ["kvferry", "--help"]
+ARG KVFERRY_COMMIT=unknown
+LABEL org.opencontainers.image.title="kvferry" \
+      org.opencontainers.image.description="Disaggregated prefill/decode LLM serving with a coded KV cache" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${KVFERRY_COMMIT}"
+
+FROM runtime AS kvferry
+COPY models/tiny-llama /models/tiny-llama
