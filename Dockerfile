@@ -14,8 +14,8 @@ FROM ${RUST_IMAGE} AS manifests
 WORKDIR /src
 COPY . .
 RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock ! -path '*/src/lib.rs' ! -path '*/src/main.rs' \
-        ! -path './*/benches/*.rs' ! -path './*/examples/*.rs' ! -path './*/tests/*.rs' ! -path './tests/*.rs' -delete \
- && find . -name '*.rs' -exec sh -c 'for file; do echo "fn main() {}" > "$file"; done' sh {} + \
+        ! -path '*/benches/*.rs' -delete \
+ && find . -name '*.rs' | while read -r file; do echo 'fn main() {}' > "$file"; done \
  && find . -name lib.rs -exec truncate --size 0 {} + \
  && find . -type d -empty -delete
 

@@ -118,7 +118,6 @@ class Cluster:
     def __init__(self, tool, project, port):
         self.tool, self.project, self.port = tool, project, port
         self.env = {"COMPOSE_PROJECT_NAME": project, "KVFERRY_PORT": str(port), "KVFERRY_TAG": project}
-        self.env |= {"COMPOSE_IGNORE_ORPHANS": "1", "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "")}
 
     @property
     def image(self):
