@@ -19,6 +19,17 @@ RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock ! -path '*/src/lib.rs' 
  && find . -name lib.rs -exec truncate --size 0 {} + \
  && find . -type d -empty -delete
 
+# The sources in the order in which they are built, each group to be one layer.
+FROM ${RUST_IMAGE} AS sources
+WORKDIR /src
+COPY . .
+RUN group() { name=$1 && shift && mkdir -p "/layers/$name" && mv "$@" "/layers/$name"; } \
+ && group base transport service openai model \
+ && group codec codec \
+ && group nodes node prefill-node decode-node \
+ && group router router \
+ && group cli cli
+
 FROM ${RUST_IMAGE} AS build
 ENV CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 WORKDIR /src
@@ -26,23 +37,22 @@ COPY --from=manifests /src .
 RUN cargo build --release --locked
 
 # cargo goes by modification times, and a checkout may be older than the empty sources were: hence `touch`.
-COPY transport transport
-COPY service service
-COPY openai openai
-COPY model model
+COPY --from=sources /layers/base .
 RUN touch transport/src/lib.rs service/src/lib.rs openai/src/lib.rs model/src/lib.rs && cargo build --release --locked
 
-COPY codec codec
+COPY --from=sources /layers/codec .
 RUN touch codec/src/lib.rs && cargo build --release --locked
 
-COPY node node
-COPY prefill-node prefill-node
-COPY decode-node decode-node
-COPY router router
-COPY cli cli
-# Shown by /health and kvferry_build_info; giving it compiles the crates from `service` up again.
+COPY --from=sources /layers/nodes .
+RUN touch node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs && cargo build --release --locked
+
+COPY --from=sources /layers/router .
+RUN touch router/src/*.rs && cargo build --release --locked
+
+COPY --from=sources /layers/cli .
+# Shown by /health and kvferry_build_info; giving it compiles the crates from `service` up once more.
 ARG KVFERRY_COMMIT
-RUN touch node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs router/src/*.rs cli/src/*.rs \
+RUN touch cli/src/*.rs \
  && cargo build --release --locked \
  && mkdir /programs \
  && for program in router prefill-node decode-node kvferry; do \

@@ -10,7 +10,7 @@ import unittest
 import certificates
 import suite
 from client import prompt
-from cluster import MODEL, command, docker, eventually, say
+from cluster import MODEL, docker, eventually, say
 
 SERVER_NAME = "kvferry"
 
@@ -24,7 +24,7 @@ class Faults(unittest.TestCase):
         self.scratch.chmod(0o755)
 
     def said(self, container, *words):
-        """Waits for a log line with all the words, shows it, and wants the health to say the same."""
+        """Waits for a log line with all the words, and wants one such line a start, not a page."""
         def line():
             lines = container.logs().splitlines()
             return next((each for each in lines if all(word in each for word in words)), None)
@@ -32,12 +32,24 @@ class Faults(unittest.TestCase):
         found = eventually(f"a log line with {words}", line, seconds=60)
         say(f"log: {found}")
         self.assertNotIn("panicked", container.logs())
+        self.assertNotIn("Caused by", container.logs(), "one line was promised")
 
-        def told():
+    def told(self, container, *words):
+        """Waits until the container's health says so too."""
+        def health():
             status, output = container.health()
             return status == "unhealthy" and all(word in output for word in words) and output
 
-        say(f"health: {eventually(f'a health that says {words}', told, seconds=60)}")
+        say(f"health: {eventually(f'a health that says {words}', health, seconds=60)}")
+
+    def gave_up(self, container):
+        """The process ends with an error and is started again; a container without a process has no probe to ask."""
+        def restarting():
+            state = container.state()
+            return state["ExitCode"] == 1 and state["Restarting"]
+
+        eventually("the container is restarted", restarting, seconds=30)
+        self.assertNotEqual(container.health()[0], "healthy")
 
     def recovered(self):
         self.cluster.restored()
@@ -59,11 +71,17 @@ class Host(Faults):
         self.cluster.down()
         self.cluster.up("certs")
         self.cluster.up("--no-deps", "decode-node")
-        self.said(self.cluster.container("decode-node"), "router:8081", "in the cluster")
+        node = self.cluster.container("decode-node")
+        self.said(node, "router:8081", "join the cluster")
+        self.told(node, "router:8081", "not in the cluster")
         self.recovered()
 
 
 class Certificates(Faults):
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(self.cluster.down)
+
     def test_a_volume_that_cannot_be_written_is_named(self):
         self.cluster.down()
         docker("volume", "create", "--label", f"com.docker.compose.project={self.cluster.project}",
@@ -77,8 +95,6 @@ class Certificates(Faults):
         self.assertIn("/certs", logs)
         self.assertIn("Permission denied", logs)
         self.assertEqual(len(logs.splitlines()), 1, logs)
-        self.cluster.down()
-        self.recovered()
 
     def test_expired_certificates_are_named_and_replaced_by_the_next_up(self):
         self.cluster.restored()
@@ -87,6 +103,7 @@ class Certificates(Faults):
         node = self.cluster.container("decode-node")
         docker("restart", "--time", "2", node.id)
         self.said(node, "decode.pem", "expired", "kvferry certs")
+        self.gave_up(node)
         self.cluster.compose("stop", "-t", "2")
         self.recovered()
 
@@ -98,7 +115,8 @@ class Certificates(Faults):
         certificates.install(other, self.cluster.image, self.cluster.certs_volume)
         node = self.cluster.container("decode-node")
         docker("restart", "--time", "2", node.id)
-        self.said(node, "certificate")
+        self.said(node, "join the cluster", "certificate")
+        self.told(node, "certificate")
         self.cluster.compose("stop", "-t", "2")
         self.recovered()
 
@@ -122,8 +140,9 @@ class Models(Faults):
     def test_a_directory_without_a_model_is_named(self):
         (self.scratch / "photos").mkdir()
         self.serve(self.scratch / "photos")
-        self.said(self.cluster.container("router"), "photos/config.json", "Hugging Face model directory")
-        self.said(self.cluster.container("decode-node"), "photos", "config.json")
+        for service in ("router", "decode-node"):
+            self.said(self.cluster.container(service), "photos/config.json", "Hugging Face model directory")
+            self.gave_up(self.cluster.container(service))
 
     def test_a_model_of_another_architecture_is_named(self):
         model = shutil.copytree(MODEL, self.scratch / "other-architecture")
@@ -131,6 +150,7 @@ class Models(Faults):
         config.write_text(config.read_text().replace("LlamaForCausalLM", "GPT2LMHeadModel").replace('"llama"', '"gpt2"'))
         self.serve(model)
         self.said(self.cluster.container("prefill-node"), "config.json", "gpt2")
+        self.gave_up(self.cluster.container("prefill-node"))
 
     def test_damaged_weights_are_named(self):
         model = shutil.copytree(MODEL, self.scratch / "damaged")
@@ -138,6 +158,7 @@ class Models(Faults):
         weights.write_bytes(weights.read_bytes()[:1 << 20])
         self.serve(model)
         self.said(self.cluster.container("decode-node"), "model.safetensors")
+        self.gave_up(self.cluster.container("decode-node"))
 
     def test_another_directory_is_served_under_its_own_name(self):
         model = shutil.copytree(MODEL, self.scratch / "my-llama")
@@ -145,8 +166,3 @@ class Models(Faults):
         self.cluster.ready(prefill=1, decode=1)
         self.assertEqual(self.client.model(), "my-llama")
         self.assertEqual(self.client.complete(prompt(60)).transfer["source"], "remote")
-
-
-class Engine(unittest.TestCase):
-    def test_openssl_is_here_for_the_certificates(self):
-        command("openssl", "version")
