@@ -142,13 +142,14 @@ class Cluster:
 
     def down(self, *args):
         """Takes everything down, whatever state it is in."""
-        self.compose("--profile", "bench", "--profile", "monitoring", "down", "-v", "--remove-orphans", "-t", "5", *args)
+        profiles = ("--profile", "bench", "--profile", "monitoring")
+        self.compose(*profiles, "down", "-v", "--remove-orphans", "-t", "5", *args)
 
     def containers(self, service):
         """Of a service, the stopped ones too, oldest first."""
-        labels = [f"label=com.docker.compose.project={self.project}", f"label=com.docker.compose.service={service}"]
-        filters = [part for label in labels for part in ("--filter", label)]
-        ids = docker("ps", "--all", "--quiet", "--no-trunc", *filters, "--filter", "label=com.docker.compose.oneoff=False")
+        labels = (f"project={self.project}", f"service={service}", "oneoff=False")
+        filters = [part for label in labels for part in ("--filter", f"label=com.docker.compose.{label}")]
+        ids = docker("ps", "--all", "--quiet", "--no-trunc", *filters)
         return [Container(i) for i in reversed(ids.split())]
 
     def container(self, service):

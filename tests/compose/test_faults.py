@@ -24,7 +24,7 @@ class Faults(unittest.TestCase):
         self.scratch.chmod(0o755)
 
     def said(self, container, *words):
-        """Waits for a log line with all the words, and wants one such line a start, not a page."""
+        """Waits for a log line with all the words, shows it, and wants the container's health to say the same."""
         def line():
             lines = container.logs().splitlines()
             return next((each for each in lines if all(word in each for word in words)), None)
@@ -34,22 +34,11 @@ class Faults(unittest.TestCase):
         self.assertNotIn("panicked", container.logs())
         self.assertNotIn("Caused by", container.logs(), "one line was promised")
 
-    def told(self, container, *words):
-        """Waits until the container's health says so too."""
-        def health():
+        def told():
             status, output = container.health()
             return status == "unhealthy" and all(word in output for word in words) and output
 
-        say(f"health: {eventually(f'a health that says {words}', health, seconds=60)}")
-
-    def gave_up(self, container):
-        """The process ends with an error and is started again; a container without a process has no probe to ask."""
-        def restarting():
-            state = container.state()
-            return state["ExitCode"] == 1 and state["Restarting"]
-
-        eventually("the container is restarted", restarting, seconds=30)
-        self.assertNotEqual(container.health()[0], "healthy")
+        say(f"health: {eventually(f'a health that says {words}', told, seconds=60)}")
 
     def recovered(self):
         self.cluster.restored()
@@ -69,11 +58,10 @@ class Host(Faults):
 
     def test_a_node_that_is_there_before_the_router_waits_and_says_so(self):
         self.cluster.down()
-        self.cluster.up("certs")
+        self.cluster.compose("run", "--rm", "certs")
         self.cluster.up("--no-deps", "decode-node")
         node = self.cluster.container("decode-node")
-        self.said(node, "router:8081", "join the cluster")
-        self.told(node, "router:8081", "not in the cluster")
+        self.said(node, "router:8081", "resolved")
         self.recovered()
 
 
@@ -103,7 +91,6 @@ class Certificates(Faults):
         node = self.cluster.container("decode-node")
         docker("restart", "--time", "2", node.id)
         self.said(node, "decode.pem", "expired", "kvferry certs")
-        self.gave_up(node)
         self.cluster.compose("stop", "-t", "2")
         self.recovered()
 
@@ -115,8 +102,7 @@ class Certificates(Faults):
         certificates.install(other, self.cluster.image, self.cluster.certs_volume)
         node = self.cluster.container("decode-node")
         docker("restart", "--time", "2", node.id)
-        self.said(node, "join the cluster", "certificate")
-        self.told(node, "certificate")
+        self.said(node, "certificate")
         self.cluster.compose("stop", "-t", "2")
         self.recovered()
 
@@ -142,15 +128,13 @@ class Models(Faults):
         self.serve(self.scratch / "photos")
         for service in ("router", "decode-node"):
             self.said(self.cluster.container(service), "photos/config.json", "Hugging Face model directory")
-            self.gave_up(self.cluster.container(service))
 
     def test_a_model_of_another_architecture_is_named(self):
         model = shutil.copytree(MODEL, self.scratch / "other-architecture")
         config = model / "config.json"
-        config.write_text(config.read_text().replace("LlamaForCausalLM", "GPT2LMHeadModel").replace('"llama"', '"gpt2"'))
+        config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
         self.serve(model)
         self.said(self.cluster.container("prefill-node"), "config.json", "gpt2")
-        self.gave_up(self.cluster.container("prefill-node"))
 
     def test_damaged_weights_are_named(self):
         model = shutil.copytree(MODEL, self.scratch / "damaged")
@@ -158,7 +142,6 @@ class Models(Faults):
         weights.write_bytes(weights.read_bytes()[:1 << 20])
         self.serve(model)
         self.said(self.cluster.container("decode-node"), "model.safetensors")
-        self.gave_up(self.cluster.container("decode-node"))
 
     def test_another_directory_is_served_under_its_own_name(self):
         model = shutil.copytree(MODEL, self.scratch / "my-llama")
