@@ -79,4 +79,6 @@ class Serving(unittest.TestCase):
             self.assertEqual(host["CapDrop"], ["ALL"])
             self.assertGreater(host["Memory"], 0)
             self.assertEqual(docker("exec", container.id, "id", "-u"), "10001")
+            volumes = [mount["Name"] for mount in container.inspect()["Mounts"] if mount["Type"] == "volume"]
+            self.assertEqual(volumes, [self.cluster.certs_volume], "an anonymous volume would stay behind")
             self.assertIn("Read-only", docker("exec", container.id, "sh", "-c", "touch /x", check=False))
