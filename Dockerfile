@@ -46,12 +46,12 @@ RUN touch codec/src/lib.rs && cargo build --release --locked
 COPY --from=sources /layers/nodes .
 RUN touch node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs && cargo build --release --locked
 
+# Shown by /health and kvferry_build_info; giving it compiles the crates from `service` up once more.
+ARG KVFERRY_COMMIT
 COPY --from=sources /layers/router .
 RUN touch router/src/*.rs && cargo build --release --locked
 
 COPY --from=sources /layers/cli .
-# Shown by /health and kvferry_build_info; giving it compiles the crates from `service` up once more.
-ARG KVFERRY_COMMIT
 RUN touch cli/src/*.rs \
  && cargo build --release --locked \
  && mkdir /programs \
@@ -59,22 +59,28 @@ RUN touch cli/src/*.rs \
         strip -o "/programs/$program" "target/release/$program" || exit 1; \
     done
 
-FROM ${RUNTIME_IMAGE} AS runtime
+# Everything but programs and model, so that a new build only copies programs.
+FROM ${RUNTIME_IMAGE} AS base
 RUN groupadd --gid 10001 kvferry \
  && useradd --uid 10001 --gid kvferry --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin kvferry \
  && install --directory --owner=kvferry --group=kvferry --mode=0750 /certs
-COPY --from=build /programs/ /usr/local/bin/
 ENV KVFERRY_CERTS=/certs KVFERRY_MODEL=/models/tiny-llama KVFERRY_ADMIN_LISTEN=0.0.0.0:9090
 USER kvferry
 # clients (TCP), nodes (QUIC), health and metrics of a node (TCP)
 EXPOSE 8080/tcp 8081/udp 9090/tcp
 CMD ["kvferry", "--help"]
-ARG KVFERRY_COMMIT=unknown
 LABEL org.opencontainers.image.title="kvferry" \
       org.opencontainers.image.description="Disaggregated prefill/decode LLM serving with a coded KV cache" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
-      org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.revision="${KVFERRY_COMMIT}"
+      org.opencontainers.image.version="0.1.0"
 
-FROM runtime AS kvferry
+FROM base AS runtime
+COPY --from=build /programs/ /usr/local/bin/
+ARG KVFERRY_COMMIT=unknown
+LABEL org.opencontainers.image.revision="${KVFERRY_COMMIT}"
+
+FROM base AS kvferry
 COPY models/tiny-llama /models/tiny-llama
+COPY --from=build /programs/ /usr/local/bin/
+ARG KVFERRY_COMMIT=unknown
+LABEL org.opencontainers.image.revision="${KVFERRY_COMMIT}"
