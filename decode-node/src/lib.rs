@@ -9,6 +9,7 @@
 //! No step is made on a cache that is not complete and verified; `session.rs` has the states.
 #![forbid(unsafe_code)]
 
+pub mod command;
 mod config;
 mod engine;
 mod import;

@@ -13,7 +13,7 @@ use crate::loaded::Loaded;
 use crate::runtime::{Runtime, StartError};
 
 /// Runs a node that `start` brings up until it is told to end.
-pub async fn run(
+pub fn run(
     role: Role,
     args: &NodeArgs,
     common: &CommonArgs,
@@ -28,5 +28,5 @@ pub async fn run(
         start(Arc::new(loaded), &identity, shutdown).await?.finished().await;
         Ok::<_, StartError>(())
     };
-    service::process::run(common, args.admin_listen, &format!("this {name} node cannot start"), body).await
+    service::process::run(common, args.admin_listen, &format!("this {name} node cannot start"), body)
 }

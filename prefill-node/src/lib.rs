@@ -8,6 +8,7 @@
 //! The engine never waits for the wire: its blocks queue up to the end of the prompt, and admission bounds the prompts.
 #![forbid(unsafe_code)]
 
+pub mod command;
 mod config;
 mod engine;
 mod metrics;

@@ -21,6 +21,7 @@
 
 mod app;
 mod cluster;
+pub mod command;
 mod completions;
 mod config;
 mod error;

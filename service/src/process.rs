@@ -13,9 +13,9 @@ use crate::metrics::Registry;
 use crate::shutdown::Shutdown;
 use crate::telemetry;
 
-/// Sets up the logs and runs `body`. If it fails, the last log line is `failure` with the whole chain of reasons, and
+/// Sets up logs and runtime and runs `body`. If it fails, the last log line is `failure` with the whole chain of reasons, and
 /// the exit code says so too; with `--linger-seconds` the health at `probed` says it as well, for that long.
-pub async fn run<E: Error>(
+pub fn run<E: Error>(
     args: &CommonArgs,
     probed: SocketAddr,
     failure: &str,
@@ -25,17 +25,20 @@ pub async fn run<E: Error>(
         eprintln!("{failure}: {error}");
         return ExitCode::FAILURE;
     }
-    match body.await {
-        Ok(()) => ExitCode::SUCCESS,
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
         Err(error) => {
-            let reason = format!("{failure}: {}", chain(&error));
-            tracing::error!("{reason}");
-            if !args.linger().is_zero() {
-                linger(probed, reason, args.linger()).await;
-            }
-            ExitCode::FAILURE
+            tracing::error!("{failure}: no threads: {error}");
+            return ExitCode::FAILURE;
         }
+    };
+    let Err(error) = runtime.block_on(body) else { return ExitCode::SUCCESS };
+    let reason = format!("{failure}: {}", chain(&error));
+    tracing::error!("{reason}");
+    if !args.linger().is_zero() {
+        runtime.block_on(linger(probed, reason, args.linger()));
     }
+    ExitCode::FAILURE
 }
 
 /// Answers probes with the reason until the time is over or a signal comes.

@@ -1,0 +1,28 @@
+//! The prefill node as a process: flags in, logs out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use service::CommonArgs;
+use transport::message::Role;
+
+use crate::Config;
+
+/// Runs prompt passes and ships their KV caches to decode nodes.
+#[derive(Debug, Parser)]
+#[command(name = "prefill-node", version)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the node that the process's flags describe, until it is told to end.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { config, common } = Cli::parse();
+    node::process::run(Role::Prefill, &config.node, &common, async |loaded, identity, shutdown| {
+        crate::start(&config, loaded, identity, shutdown).await
+    })
+}
