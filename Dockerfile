@@ -27,8 +27,7 @@ RUN group() { name=$1 && shift && mkdir -p "/layers/$name" && mv "$@" "/layers/$
  && group base transport service openai model \
  && group codec codec \
  && group nodes node prefill-node decode-node \
- && group router router \
- && group cli cli
+ && group programs router cli
 
 FROM ${RUST_IMAGE} AS build
 ENV CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
@@ -46,13 +45,8 @@ RUN touch codec/src/lib.rs && cargo build --release --locked
 COPY --from=sources /layers/nodes .
 RUN touch node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs && cargo build --release --locked
 
-# Shown by /health and kvferry_build_info; giving it compiles the crates from `service` up once more.
-ARG KVFERRY_COMMIT
-COPY --from=sources /layers/router .
-RUN touch router/src/*.rs && cargo build --release --locked
-
-COPY --from=sources /layers/cli .
-RUN touch cli/src/*.rs \
+COPY --from=sources /layers/programs .
+RUN touch router/src/*.rs cli/src/*.rs \
  && cargo build --release --locked \
  && mkdir /programs \
  && for program in router prefill-node decode-node kvferry; do \
@@ -76,11 +70,14 @@ LABEL org.opencontainers.image.title="kvferry" \
 
 FROM base AS runtime
 COPY --from=build /programs/ /usr/local/bin/
-ARG KVFERRY_COMMIT=unknown
+# Shown by /health and in kvferry_build_info.
+ARG KVFERRY_COMMIT
+ENV KVFERRY_COMMIT=${KVFERRY_COMMIT}
 LABEL org.opencontainers.image.revision="${KVFERRY_COMMIT}"
 
 FROM base AS kvferry
 COPY models/tiny-llama /models/tiny-llama
 COPY --from=build /programs/ /usr/local/bin/
-ARG KVFERRY_COMMIT=unknown
+ARG KVFERRY_COMMIT
+ENV KVFERRY_COMMIT=${KVFERRY_COMMIT}
 LABEL org.opencontainers.image.revision="${KVFERRY_COMMIT}"

@@ -83,7 +83,7 @@ pub async fn serve(listener: TcpListener, routes: Router, shutdown: &Shutdown) -
 }
 
 async fn health(State(readiness): State<Readiness>) -> Response {
-    status(readiness.reason(), Some(BUILD))
+    status(readiness.reason(), Some(BUILD.clone()))
 }
 
 async fn ready(State(readiness): State<Readiness>) -> Response {

@@ -46,7 +46,8 @@ impl Registry {
     /// A registry that holds `kvferry_build_info`.
     pub fn new() -> Self {
         let mut metrics = prometheus_client::registry::Registry::default();
-        let labels = vec![("version", BUILD.version), ("commit", BUILD.commit), ("profile", BUILD.profile)];
+        let labels =
+            vec![("version", BUILD.version), ("commit", BUILD.commit.as_str()), ("profile", BUILD.profile)];
         metrics.register(format!("{PREFIX}build"), "Which build is running", Info::new(labels));
         Self { metrics: Arc::new(Mutex::new(metrics)) }
     }
