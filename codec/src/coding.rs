@@ -10,18 +10,24 @@ use crate::error::{Error, Result};
 pub enum CodecKind {
     /// bf16 as it is.
     Raw,
+    /// bf16 bit for bit, exponents and mantissas apart, deflated.
+    Lossless,
+    /// 8-bit floats with a scale per head dimension, deflated.
+    Fp8,
     /// Transform coding with a calibrated plan.
     Kvtc,
 }
 
 impl CodecKind {
     /// Every codec of this build.
-    pub const ALL: [Self; 2] = [Self::Raw, Self::Kvtc];
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Lossless, Self::Fp8, Self::Kvtc];
 
     /// The name used in APIs and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
+            Self::Lossless => "lossless",
+            Self::Fp8 => "fp8",
             Self::Kvtc => "kvtc",
         }
     }
@@ -29,7 +35,7 @@ impl CodecKind {
     /// Whether both ends need the same [`Plan`](crate::Plan).
     pub fn needs_plan(self) -> bool {
         match self {
-            Self::Raw => false,
+            Self::Raw | Self::Lossless | Self::Fp8 => false,
             Self::Kvtc => true,
         }
     }
@@ -60,7 +66,7 @@ pub const TIERS: std::ops::RangeInclusive<u8> = 4..=128;
 pub struct Coding {
     /// With which codec.
     pub kind: CodecKind,
-    /// Body ratio aimed at, one of [`TIERS`]; raw ignores it.
+    /// Body ratio aimed at, one of [`TIERS`]; codecs that need no plan ignore it.
     pub tier: u8,
 }
 
@@ -71,10 +77,8 @@ impl Coding {
 
 impl fmt::Display for Coding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            CodecKind::Raw => f.write_str("raw"),
-            CodecKind::Kvtc => write!(f, "kvtc at tier {}", self.tier),
-        }
+        f.write_str(self.kind.name())?;
+        if self.kind.needs_plan() { write!(f, " at tier {}", self.tier) } else { Ok(()) }
     }
 }
 
@@ -104,6 +108,6 @@ mod tests {
             assert_eq!(kind.to_string().parse::<CodecKind>().unwrap(), kind);
         }
         let error = "gzip".parse::<CodecKind>().unwrap_err().to_string();
-        assert!(error.contains("gzip") && error.contains("raw, kvtc"), "{error}");
+        assert!(error.contains("gzip") && error.contains("raw, lossless, fp8, kvtc"), "{error}");
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! Identity, counts and lengths are checked before anything is allocated for them, the digest before anything is inflated.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use half::bf16;
 
 use crate::{
-    coding::{CodecKind, Coding, Limits},
+    coding::{Coding, Limits},
     error::{Error, Result},
     format::{
         bytes::Reader,
@@ -17,9 +17,10 @@ use crate::{
     },
     layout::{KvBlock, KvLayout},
     plan::{KvtcProfile, Plan, PlanId},
+    planes::{fp8, lossless},
     side::SideContext,
     stages::{deflate::inflate, escape::ESCAPE_BYTES, order::Order, quantize::Steps, rope::RopeTable},
-    tokens::{Group, Place, Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
+    tokens::{Group, Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
 };
 
 /// Turns chunks back into stretches of cache.
@@ -72,6 +73,8 @@ impl Decoder {
         reader.take(ChunkHeader::SIZE)?;
         match (header.codec, &self.plan) {
             (CodecId::Raw, _) => self.decode_raw(&header, reader),
+            (CodecId::Lossless, _) => self.decode_lossless(&header, reader),
+            (CodecId::Fp8, _) => self.decode_fp8(&header, reader),
             (CodecId::Kvtc, Some(plan)) => self.decode_kvtc(&header, plan.kvtc(), reader),
             (CodecId::Kvtc, None) => Err(Error::PlanMissing { codec: "kvtc" }),
         }
@@ -85,23 +88,18 @@ impl Decoder {
         self.check_coding(header)?;
         limit("tokens of a chunk", self.limits.max_tokens, header.tokens.into())?;
         match header.codec {
-            CodecId::Raw => check_raw(header),
             CodecId::Kvtc => self.check_kvtc(header),
+            CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => check_without_plan(header),
         }
     }
 
     fn check_coding(&self, header: &ChunkHeader) -> Result<()> {
-        let got = match header.codec {
-            CodecId::Raw => Coding::RAW,
-            CodecId::Kvtc => Coding { kind: CodecKind::Kvtc, tier: header.tier },
-        };
-        match self.announced {
-            Some(expected)
-                if (expected.kind, got.kind) != (CodecKind::Raw, CodecKind::Raw) && expected != got =>
-            {
-                Err(Error::CodingMismatch { expected, got })
-            }
-            _ => Ok(()),
+        let got = Coding { kind: header.codec.kind(), tier: header.tier };
+        let Some(expected) = self.announced else { return Ok(()) };
+        if expected.kind == got.kind && (expected.tier == got.tier || !got.kind.needs_plan()) {
+            Ok(())
+        } else {
+            Err(Error::CodingMismatch { expected, got })
         }
     }
 
@@ -110,16 +108,37 @@ impl Decoder {
         if header.plan != plan.id() {
             return Err(Error::PlanMismatch { expected: plan.id(), got: header.plan });
         }
-        if (header.sinks, header.window) != (SINKS, WINDOW)
-            || !SEGMENT_BYTES_RANGE.contains(&header.segment_bytes)
-        {
-            let detail = format!(
-                "{} sinks, {} window tokens, segments of {} bytes",
-                header.sinks, header.window, header.segment_bytes
-            );
-            return Err(Error::corrupt("chunk header", detail));
+        check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE)
+    }
+
+    fn decode_lossless(&self, header: &ChunkHeader, reader: Reader<'_>) -> Result<KvBlock> {
+        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
+        let wide = [header.key_escapes, header.value_escapes];
+        let planes = self.layout.layers * self.layout.kv_heads;
+        if let Some(count) = wide.iter().find(|&&count| count as usize > planes) {
+            return Err(Error::corrupt("chunk header", format!("{count} wide planes of {planes}")));
         }
-        Ok(())
+        let len = lossless::payload_len(&self.layout, tokens, wide.iter().sum::<u32>() as usize);
+        let payload = read_payload(header, len, reader)?;
+        let [keys, values] = lossless::decode(&self.layout, tokens, wide, &payload)?;
+        Ok(KvBlock { first_token, tokens, keys, values })
+    }
+
+    fn decode_fp8(&self, header: &ChunkHeader, reader: Reader<'_>) -> Result<KvBlock> {
+        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
+        let exact = Roles::of(header.place(), header.sinks, header.window).exact.end;
+        let exact_len = exact * self.layout.features() * size_of::<bf16>();
+        let len = 2 * exact_len + fp8::payload_len(&self.layout, tokens - exact);
+        let payload = read_payload(header, len, reader)?;
+        let (exact_bytes, coded) = payload.split_at(2 * exact_len);
+        let (plane, exact_values) = (tokens * self.layout.head_dim, exact * self.layout.head_dim);
+        let mut sides = [(); 2].map(|()| vec![bf16::ZERO; tokens * self.layout.features()]);
+        for (side, bytes) in sides.iter_mut().zip([&exact_bytes[..exact_len], &exact_bytes[exact_len..]]) {
+            restore_exact(bytes, exact_values, plane, side);
+        }
+        fp8::decode(&self.layout, tokens, exact, coded, &mut sides)?;
+        let [keys, values] = sides;
+        Ok(KvBlock { first_token, tokens, keys, values })
     }
 
     fn decode_raw(&self, header: &ChunkHeader, mut reader: Reader<'_>) -> Result<KvBlock> {
@@ -141,20 +160,14 @@ impl Decoder {
         mut reader: Reader<'_>,
     ) -> Result<KvBlock> {
         let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
-        let place = Place { first_token, tokens, prompt_tokens: header.prompt_tokens as usize };
-        let roles = Roles::of(place, header.sinks, header.window);
+        let roles = Roles::of(header.place(), header.sinks, header.window);
         let shifts = read_shifts(header, &roles, &mut reader)?;
         let groups = groups(&roles, shifts.as_deref());
         let exact_len = roles.exact.len() * self.layout.features() * size_of::<bf16>();
         let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
         let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
         let payload_len = 2 * exact_len + keys.len + values.len;
-        check_payload(header, payload_len)?;
-
-        let segment_bytes = header.segment_bytes as usize;
-        let segments = segments::read(&mut reader, payload_len, segment_bytes)?;
-        let mut payload = vec![0; payload_len];
-        inflate(&segments, segment_bytes, &mut payload)?;
+        let payload = read_payload(header, payload_len, reader)?;
         let (exact_keys, rest) = payload.split_at(exact_len);
         let (exact_values, rest) = rest.split_at(exact_len);
         let (key_bytes, value_bytes) = rest.split_at(keys.len);
@@ -211,15 +224,50 @@ fn limit(what: &'static str, limit: usize, got: u64) -> Result<()> {
     if got > limit as u64 { Err(Error::LimitExceeded { what, limit: limit as u64, got }) } else { Ok(()) }
 }
 
-fn check_raw(header: &ChunkHeader) -> Result<()> {
-    let unused = [header.key_escapes, header.value_escapes, header.segment_bytes];
-    let sizes = [header.sinks, header.window, header.tier.into(), header.window_tier.into()];
-    let is_clean = unused == [0; 3] && sizes == [0; 4] && header.steps == Steps::default();
-    if is_clean && header.plan == PlanId::NONE {
-        Ok(())
-    } else {
-        Err(Error::corrupt("chunk header", "a raw chunk with fields of a coded one"))
+/// Fields that mean something in kvtc only must be 0 elsewhere, so that they can get a meaning later.
+fn check_without_plan(header: &ChunkHeader) -> Result<()> {
+    let escapes = [header.key_escapes, header.value_escapes];
+    let is_clean = (header.tier, header.window_tier) == (0, 0)
+        && header.steps == Steps::default()
+        && header.plan == PlanId::NONE
+        && (header.codec == CodecId::Lossless || escapes == [0; 2]);
+    if !is_clean {
+        let detail = format!("a {} chunk with fields of a kvtc chunk", header.codec.kind());
+        return Err(Error::corrupt("chunk header", detail));
     }
+    match header.codec {
+        CodecId::Raw => check_roles(header, 0, 0, 0..=0),
+        CodecId::Lossless => check_roles(header, 0, 0, SEGMENT_BYTES_RANGE),
+        CodecId::Fp8 | CodecId::Kvtc => check_roles(header, SINKS, 0, SEGMENT_BYTES_RANGE),
+    }
+}
+
+fn check_roles(
+    header: &ChunkHeader,
+    sinks: u16,
+    window: u16,
+    segment_bytes: RangeInclusive<u32>,
+) -> Result<()> {
+    let is_right =
+        (header.sinks, header.window) == (sinks, window) && segment_bytes.contains(&header.segment_bytes);
+    if is_right {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} sinks, {} window tokens, segments of {} bytes",
+        header.sinks, header.window, header.segment_bytes
+    );
+    Err(Error::corrupt("chunk header", detail))
+}
+
+/// Reads the segments, which end the chunk, and inflates them to `len` bytes.
+fn read_payload(header: &ChunkHeader, len: usize, mut reader: Reader<'_>) -> Result<Vec<u8>> {
+    check_payload(header, len)?;
+    let segment_bytes = header.segment_bytes as usize;
+    let segments = segments::read(&mut reader, len, segment_bytes)?;
+    let mut payload = vec![0; len];
+    inflate(&segments, segment_bytes, &mut payload)?;
+    Ok(payload)
 }
 
 fn check_payload(header: &ChunkHeader, expected: usize) -> Result<()> {

@@ -15,6 +15,7 @@ use crate::{
     },
     layout::{KvBlock, KvLayout},
     plan::{KvtcProfile, Plan, PlanId},
+    planes::{fp8, lossless},
     side::{SideBytes, SideContext},
     stages::{deflate::deflate, order::Order, quantize::Steps, rope::RopeTable},
     tokens::{Place, Roles, SHIFTS, SINKS, Side, WINDOW, groups, pack_shifts},
@@ -65,13 +66,13 @@ impl Encoder {
     /// Encodes a block as one self-contained chunk. The same block gives the same bytes on every run.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the block does not fit layout or prompt, or holds a value that is not finite (kvtc).
+    /// [`Error::InvalidArgument`] when the block does not fit layout or prompt, or holds a value that is not finite (kvtc, fp8).
     pub fn encode(&self, block: &KvBlock) -> Result<Vec<u8>> {
         self.encode_with_shifts(block, None)
     }
 
     /// As [`Self::encode`], with another step per token: `shifts[t]`, from -8 to 7, multiplies the step of the block's token t by
-    /// 2^(shift / 3). Sinks and window tokens ignore theirs; raw ignores all.
+    /// 2^(shift / 3). Sinks and window tokens ignore theirs; the other codecs ignore all.
     ///
     /// # Errors
     /// As [`Self::encode`], and [`Error::InvalidArgument`] for a wrong number of shifts or one out of range.
@@ -79,6 +80,8 @@ impl Encoder {
         self.check(block, shifts)?;
         match (self.coding.kind, &self.plan) {
             (CodecKind::Raw, _) => Ok(self.encode_raw(block)),
+            (CodecKind::Lossless, _) => self.encode_lossless(block),
+            (CodecKind::Fp8, _) => self.encode_fp8(block),
             (CodecKind::Kvtc, Some(plan)) => self.encode_kvtc(plan, block, shifts),
             (CodecKind::Kvtc, None) => Err(Error::PlanMissing { codec: CodecKind::Kvtc.name() }),
         }
@@ -115,11 +118,40 @@ impl Encoder {
         out
     }
 
+    fn encode_lossless(&self, block: &KvBlock) -> Result<Vec<u8>> {
+        let payload = lossless::encode(&self.layout, block.tokens, [&block.keys, &block.values]);
+        let header = ChunkHeader {
+            codec: CodecId::Lossless,
+            key_escapes: payload.wide[0],
+            value_escapes: payload.wide[1],
+            segment_bytes: SEGMENT_BYTES,
+            ..self.header(block)
+        };
+        write_chunk(header, &[], &payload.bytes, &payload.breaks)
+    }
+
+    fn encode_fp8(&self, block: &KvBlock) -> Result<Vec<u8>> {
+        let exact = Roles::of(self.place(block), SINKS, 0).exact.end;
+        let coded = fp8::encode(&self.layout, block.tokens, exact, [&block.keys, &block.values])?;
+        let header = ChunkHeader {
+            codec: CodecId::Fp8,
+            sinks: SINKS,
+            segment_bytes: SEGMENT_BYTES,
+            ..self.header(block)
+        };
+        let (mut payload, mut breaks) = exact_planes(block, exact, self.layout.head_dim);
+        breaks.extend(coded.breaks.iter().map(|at| payload.len() + at));
+        payload.extend_from_slice(&coded.bytes);
+        write_chunk(header, &[], &payload, &breaks)
+    }
+
+    fn place(&self, block: &KvBlock) -> Place {
+        Place { first_token: block.first_token, tokens: block.tokens, prompt_tokens: self.prompt_tokens }
+    }
+
     fn encode_kvtc(&self, plan: &Plan, block: &KvBlock, shifts: Option<&[i8]>) -> Result<Vec<u8>> {
         let profile = plan.kvtc();
-        let place =
-            Place { first_token: block.first_token, tokens: block.tokens, prompt_tokens: self.prompt_tokens };
-        let roles = Roles::of(place, SINKS, WINDOW);
+        let roles = Roles::of(self.place(block), SINKS, WINDOW);
         let shifts = shifts.map(|shifts| &shifts[roles.body.clone()]);
         let steps = profile.steps(self.coding.tier);
         let (keys, values) = self.encode_sides(profile, &steps, block, &groups(&roles, shifts))?;
@@ -137,8 +169,13 @@ impl Encoder {
             segment_bytes: SEGMENT_BYTES,
             ..self.header(block)
         };
-        let exact = exact_planes(block, roles.exact.end, self.layout.head_dim);
-        write_chunk(header, shifts.unwrap_or_default(), exact, &[keys, values])
+        let (mut payload, mut breaks) = exact_planes(block, roles.exact.end, self.layout.head_dim);
+        for side in [keys, values] {
+            breaks.extend(side.breaks.iter().map(|at| payload.len() + at));
+            payload.extend_from_slice(&side.bytes);
+            breaks.push(payload.len());
+        }
+        write_chunk(header, shifts.unwrap_or_default(), &payload, &breaks)
     }
 
     fn encode_sides(
@@ -188,35 +225,24 @@ impl Encoder {
     }
 }
 
-/// The first `count` tokens of a block, keys then values, each as low bytes then high bytes.
-fn exact_planes(block: &KvBlock, count: usize, head_dim: usize) -> Vec<u8> {
-    let mut out = Vec::new();
+/// The first `count` tokens of a block, keys then values, each as low bytes then high bytes; and where those end.
+fn exact_planes(block: &KvBlock, count: usize, head_dim: usize) -> (Vec<u8>, Vec<usize>) {
+    let (mut out, mut breaks) = (Vec::new(), Vec::new());
     for cache in [&block.keys, &block.values] {
         let planes = cache.chunks_exact(block.tokens * head_dim);
         let exact: Vec<[u8; 2]> =
             planes.flat_map(|plane| plane[..count * head_dim].iter().map(|x| x.to_le_bytes())).collect();
-        out.extend(exact.iter().map(|bytes| bytes[0]));
-        out.extend(exact.iter().map(|bytes| bytes[1]));
+        for byte in 0..2 {
+            out.extend(exact.iter().map(|bytes| bytes[byte]));
+            breaks.push(out.len());
+        }
     }
-    out
+    (out, breaks)
 }
 
-fn write_chunk(
-    mut header: ChunkHeader,
-    shifts: &[i8],
-    exact: Vec<u8>,
-    sides: &[SideBytes; 2],
-) -> Result<Vec<u8>> {
-    let mut breaks = vec![exact.len() / 4, exact.len() / 2, exact.len() / 4 * 3, exact.len()];
-    let mut payload = exact;
-    for side in sides {
-        let start = payload.len();
-        payload.extend_from_slice(&side.bytes);
-        breaks.extend(side.breaks.iter().map(|at| start + at));
-        breaks.push(payload.len());
-    }
+fn write_chunk(mut header: ChunkHeader, shifts: &[i8], payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
     header.payload_bytes = payload.len() as u64;
-    let segments = deflate(&payload, &breaks, header.segment_bytes as usize);
+    let segments = deflate(payload, breaks, header.segment_bytes as usize);
     let mut out = Vec::new();
     header.write_to(&mut out);
     if header.has_shifts {

@@ -13,6 +13,7 @@ pub mod fit;
 mod format;
 mod layout;
 mod plan;
+mod planes;
 pub mod probe;
 mod side;
 mod stages;

@@ -1,6 +1,7 @@
 //! The chunk header: read, checked and written in the order of the format page.
 
 use crate::{
+    coding::CodecKind,
     error::{Error, Result},
     format::{
         CHUNK_MAGIC, FORMAT_VERSION, MAX_GRID,
@@ -9,13 +10,28 @@ use crate::{
     layout::KvLayout,
     plan::PlanId,
     stages::quantize::Steps,
+    tokens::Place,
 };
 
 /// Codec numbers of the format that this build implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CodecId {
     Raw = 0,
+    Lossless = 1,
+    Fp8 = 2,
     Kvtc = 4,
+}
+
+impl CodecId {
+    /// The codec's public name.
+    pub(crate) fn kind(self) -> CodecKind {
+        match self {
+            Self::Raw => CodecKind::Raw,
+            Self::Lossless => CodecKind::Lossless,
+            Self::Fp8 => CodecKind::Fp8,
+            Self::Kvtc => CodecKind::Kvtc,
+        }
+    }
 }
 
 /// Everything before the shift table. Field meanings stand in `docs/kv-format.md`, section 2.
@@ -63,6 +79,8 @@ impl ChunkHeader {
         }
         let codec = match reader.u8()? {
             0 => CodecId::Raw,
+            1 => CodecId::Lossless,
+            2 => CodecId::Fp8,
             4 => CodecId::Kvtc,
             id => return Err(Error::UnsupportedCodec { id }),
         };
@@ -110,6 +128,15 @@ impl ChunkHeader {
             return Err(Error::corrupt(WHAT, format!("step exponent {step} is outside +-{MAX_GRID}")));
         }
         Ok(())
+    }
+
+    /// Where the chunk lies in its prompt.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            first_token: self.first_token as usize,
+            tokens: self.tokens as usize,
+            prompt_tokens: self.prompt_tokens as usize,
+        }
     }
 
     /// Refuses a cache of another shape.

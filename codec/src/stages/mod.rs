@@ -13,6 +13,7 @@
 
 pub(crate) mod deflate;
 pub(crate) mod escape;
+pub(crate) mod huffman;
 pub(crate) mod order;
 pub(crate) mod pack;
 pub(crate) mod pca;
