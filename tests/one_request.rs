@@ -32,6 +32,25 @@ async fn a_coded_cache_crosses_in_a_fraction_of_its_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lossless_gives_the_tokens_of_raw_and_fp8_half_its_bytes() {
+    let kit = Kit::start().await;
+    for tokens in [3, 300, 1_000] {
+        let prompt = kit.prompt(tokens);
+        let complete =
+            async |codec| kit.complete(&prompt, 48, json!({"kv_codec": codec, "ignore_eos": true})).await;
+        let (raw, lossless, fp8) = (complete("raw").await, complete("lossless").await, complete("fp8").await);
+        assert_eq!(lossless.choices[0].text, raw.choices[0].text, "{tokens} tokens");
+        for (codec, answer, least) in [("lossless", lossless, 1.4), ("fp8", fp8, 1.9)] {
+            let transfer = answer.kv_transfer.unwrap();
+            assert_eq!((transfer.codec.as_deref(), transfer.tier), (Some(codec), None));
+            let ratio = transfer.ratio.unwrap();
+            assert!(tokens < 100 || ratio > least, "{codec} reaches {ratio} at {tokens} tokens");
+        }
+    }
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn coded_answers_still_find_the_hidden_fact() {
     let kit = Kit::start().await;
     let tasks = cluster_tests::kit::tasks(&kit.tokenizer, 8, 1_000);

@@ -10,5 +10,6 @@ pub mod cluster;
 pub mod command;
 pub mod demo;
 pub mod health;
+pub mod inspect;
 pub mod output;
 pub mod prompts;

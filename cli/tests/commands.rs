@@ -10,7 +10,7 @@ fn kvferry(args: &[&str]) -> std::process::Output {
 #[test]
 fn help_names_every_command() {
     let help = String::from_utf8(kvferry(&["--help"]).stdout).unwrap();
-    for command in ["demo", "certs", "calibrate", "bench", "health"] {
+    for command in ["demo", "certs", "calibrate", "bench", "inspect", "health"] {
         assert!(help.contains(command), "{help}");
     }
 }
@@ -55,4 +55,35 @@ fn calibrating_on_too_little_text_says_so() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("needs at least as many"), "{said}");
     assert!(!out.exists());
+}
+
+#[test]
+fn inspect_accounts_for_every_byte_of_a_plan_and_of_chunks() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../codec/tests/golden");
+    let dir = tempfile::tempdir().unwrap();
+    let chunks = dir.path().join("chunks");
+    let names = ["v1.raw.chunk", "v1.lossless.chunk", "v1.fp8.chunk", "v1.kvtc.chunk"];
+    let bytes: Vec<u8> =
+        names.iter().flat_map(|name| std::fs::read(format!("{golden}/{name}")).unwrap()).collect();
+    std::fs::write(&chunks, &bytes).unwrap();
+    let plan = format!("{golden}/v1.plan");
+    for (file, items) in [(plan.as_str(), 1), (chunks.to_str().unwrap(), 4)] {
+        let answer = kvferry(&["inspect", file, "--plan", &plan, "--json"]);
+        assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+        let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+        assert_eq!(answer["items"].as_array().unwrap().len(), items);
+        let parts = answer["parts"].as_array().unwrap();
+        let sum: u64 = parts.iter().map(|part| part["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(Some(sum), answer["bytes"].as_u64());
+        assert_eq!(sum, std::fs::metadata(file).unwrap().len());
+    }
+    let table = kvferry(&["inspect", chunks.to_str().unwrap(), "--plan", &plan]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    for part in ["segment ends", "key symbols of class", "value mantissas", "key codes", "4 chunks"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    std::fs::write(&chunks, &bytes[..bytes.len() - 1]).unwrap();
+    let answer = kvferry(&["inspect", chunks.to_str().unwrap()]);
+    assert!(!answer.status.success());
+    assert!(String::from_utf8_lossy(&answer.stderr).contains("truncated chunk"));
 }

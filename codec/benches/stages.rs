@@ -8,7 +8,7 @@ mod common;
 
 use std::{sync::Arc, time::Instant};
 
-use codec::{Plan, fit::Balance};
+use codec::{CodecKind, Plan, fit::Balance};
 use common::{Source, layout, relative_error};
 
 const TOKENS: usize = 2_048;
@@ -38,9 +38,21 @@ fn main() {
     let block = source.block(0, TOKENS, 2);
     let middle = source.block(4, TOKENS, 3);
     let raw = TOKENS * source.layout.bytes_per_token();
-    let (encode_ms, bytes) = best(|| source.raw_encoder(TOKENS).encode(&block).unwrap());
-    let (decode_ms, _) = best(|| source.decoder(&plan).decode(&bytes).unwrap());
-    println!("raw: encode {encode_ms:.1} ms, decode {decode_ms:.1} ms");
+    let mb_per_s = |ms: f64| raw as f64 / ms / 1e3;
+    for kind in CodecKind::ALL.into_iter().filter(|kind| !kind.needs_plan()) {
+        let encoder = source.plain_encoder(kind, TOKENS);
+        let (encode_ms, bytes) = best(|| encoder.encode(&block).unwrap());
+        let (decode_ms, back) = best(|| source.decoder(&plan).decode(&bytes).unwrap());
+        let error = relative_error(&source.layout, &source, &back, &block);
+        println!(
+            "{kind}: whole {:.3}, encode {encode_ms:.1} ms ({:.0} MB/s), decode {decode_ms:.1} ms ({:.0} MB/s), relative error {:.1e} {:.1e}",
+            raw as f64 / bytes.len() as f64,
+            mb_per_s(encode_ms),
+            mb_per_s(decode_ms),
+            error.0,
+            error.1
+        );
+    }
     let tiers = std::env::var("TIERS").unwrap_or_else(|_| "4,8,16,32,64,128".to_owned());
     for tier in tiers.split(',').map(|tier| tier.parse().unwrap()) {
         let body = source.encoder(&plan, tier, TOKENS + 132);
@@ -50,10 +62,12 @@ fn main() {
         let (decode_ms, back) = best(|| source.decoder(&plan).decode(&bytes).unwrap());
         let error = relative_error(&source.layout, &source, &back, &block);
         println!(
-            "tier {tier:3}: body {:.1}, whole {:.1}, kept {:?}, encode {encode_ms:.1} ms, decode {decode_ms:.1} ms, relative error {:.4} {:.4}",
+            "tier {tier:3}: body {:.1}, whole {:.1}, kept {:?}, encode {encode_ms:.1} ms ({:.0} MB/s), decode {decode_ms:.1} ms ({:.0} MB/s), relative error {:.4} {:.4}",
             raw as f64 / body_bytes as f64,
             raw as f64 / bytes.len() as f64,
             plan.kept_components(tier),
+            mb_per_s(encode_ms),
+            mb_per_s(decode_ms),
             error.0,
             error.1
         );

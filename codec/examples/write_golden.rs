@@ -1,12 +1,12 @@
 //! Writes the golden files of the current format version into a folder: `cargo run -p codec --example write_golden FOLDER`.
-//! Only for a new version; the files of a published version never change.
+//! Only for a new version or codec; the files of a published version never change.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 use std::path::PathBuf;
 
-use codec::fit::Balance;
+use codec::{CodecKind, fit::Balance};
 use common::Source;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,6 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shifts: Vec<i8> = (0..40).map(|i| i % 16 - 8).collect();
     let chunks = [
         ("v1.raw", source.raw_encoder(160).encode(&block)?),
+        ("v1.lossless", source.plain_encoder(CodecKind::Lossless, 160).encode(&block)?),
+        ("v1.fp8", source.plain_encoder(CodecKind::Fp8, 160).encode(&block)?),
         ("v1.kvtc", encoder.encode(&block)?),
         ("v1.shifted", encoder.encode_with_shifts(&block, Some(&shifts))?),
     ];

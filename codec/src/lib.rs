@@ -11,6 +11,7 @@ mod encode;
 mod error;
 pub mod fit;
 mod format;
+pub mod inspect;
 mod layout;
 mod plan;
 mod planes;

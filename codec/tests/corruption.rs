@@ -16,7 +16,15 @@ struct Fixture {
     source: Source,
     plan: Arc<Plan>,
     raw: Vec<u8>,
+    lossless: Vec<u8>,
+    fp8: Vec<u8>,
     kvtc: Vec<u8>,
+}
+
+impl Fixture {
+    fn chunks(&self) -> [&[u8]; 4] {
+        [&self.raw, &self.lossless, &self.fp8, &self.kvtc]
+    }
 }
 
 fn fixture() -> &'static Fixture {
@@ -28,7 +36,10 @@ fn fixture() -> &'static Fixture {
         let shifts: Vec<i8> = (0..60).map(|i| i % 7 - 3).collect();
         let encoder = source.encoder(&plan, 16, 170);
         let kvtc = encoder.encode_with_shifts(&source.block(0, 60, 2), Some(&shifts)).unwrap();
-        Fixture { source, plan, raw, kvtc }
+        let plain =
+            |kind, tokens| source.plain_encoder(kind, 170).encode(&source.block(0, tokens, 3)).unwrap();
+        let (lossless, fp8) = (plain(CodecKind::Lossless, 12), plain(CodecKind::Fp8, 12));
+        Fixture { source, plan, raw, lossless, fp8, kvtc }
     })
 }
 
@@ -52,22 +63,22 @@ fn patched(bytes: &[u8], at: usize, patch: &[u8]) -> Vec<u8> {
 
 #[test]
 fn every_truncation_of_a_chunk_is_refused() {
-    for whole in [&fixture().raw, &fixture().kvtc] {
+    for whole in fixture().chunks() {
         assert!(decode(whole).is_ok());
         for len in 0..whole.len() {
             let error = decode(&whole[..len]).unwrap_err();
             assert!(matches!(error, Error::Truncated { .. } | Error::Corrupt { .. }), "{len}: {error}");
         }
-        assert!(decode(&[whole.as_slice(), &[0]].concat()).is_err());
+        assert!(decode(&[whole, &[0]].concat()).is_err());
     }
 }
 
 #[test]
 fn every_flipped_byte_of_a_chunk_is_noticed() {
-    for whole in [&fixture().raw, &fixture().kvtc] {
+    for whole in fixture().chunks() {
         for at in 0..whole.len() {
             for mask in [0x01, 0x80, 0xff] {
-                let mut bytes = whole.clone();
+                let mut bytes = whole.to_vec();
                 bytes[at] ^= mask;
                 assert!(decode(&bytes).is_err(), "byte {at} xor {mask:#x} went unnoticed");
             }
@@ -93,7 +104,7 @@ proptest! {
 
     #[test]
     fn resealed_nonsense_in_a_chunk_never_panics(at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)) {
-        for whole in [&fixture().raw, &fixture().kvtc] {
+        for whole in fixture().chunks() {
             let at = at % (whole.len() - 24);
             let _ = decode(&patched(whole, at, &patch));
         }
@@ -114,8 +125,8 @@ proptest! {
 
 #[test]
 fn claims_beyond_the_limits_are_refused_before_memory_is_taken() {
-    let Fixture { source, plan, raw, kvtc } = fixture();
-    for whole in [raw, kvtc] {
+    let Fixture { source, plan, kvtc, .. } = fixture();
+    for whole in fixture().chunks() {
         let claim = [u32::MAX.to_le_bytes(), u32::MAX.to_le_bytes()].concat();
         let mut bytes = patched(whole, 44, &claim);
         bytes[40..44].fill(0);
@@ -132,6 +143,25 @@ fn claims_beyond_the_limits_are_refused_before_memory_is_taken() {
     }
     let error = decode(&patched(kvtc, 72, &u32::MAX.to_le_bytes())).unwrap_err();
     assert!(error.to_string().contains("4294967295 escapes"), "{error}");
+}
+
+#[test]
+fn fields_that_a_codec_does_not_have_must_be_zero() {
+    let Fixture { raw, lossless, fp8, .. } = fixture();
+    for chunk in [raw, lossless, fp8] {
+        for (at, what) in
+            [(24, "plan"), (58, "sinks"), (60, "window"), (62, "tier"), (63, "tier"), (64, "step")]
+        {
+            let error = decode(&patched(chunk, at, &[7])).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { what: "chunk header", .. }), "{what}: {error}");
+        }
+        let error = decode(&patched(chunk, 80, &7u32.to_le_bytes())).unwrap_err();
+        assert!(error.to_string().contains("segments of 7 bytes"), "{error}");
+        let error = decode(&patched(chunk, 72, &9u32.to_le_bytes())).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { what: "chunk header", .. }), "{error}");
+    }
+    let error = decode(&patched(lossless, 72, &2u32.to_le_bytes())).unwrap_err();
+    assert!(error.to_string().contains("its counts give"), "{error}");
 }
 
 #[test]
@@ -174,7 +204,7 @@ fn another_model_layout_or_plan_is_named() {
 
 #[test]
 fn a_chunk_coded_otherwise_than_announced_is_refused() {
-    let Fixture { source, plan, raw, kvtc } = fixture();
+    let Fixture { source, plan, raw, lossless, fp8, kvtc } = fixture();
     let decoder = |coding| {
         let limits = Limits::default();
         Decoder::new(source.layout.clone(), MODEL, Some(plan.clone()), limits).unwrap().announced(coding)
@@ -182,8 +212,18 @@ fn a_chunk_coded_otherwise_than_announced_is_refused() {
     let tier = |tier| Coding { kind: CodecKind::Kvtc, tier };
     let right = kvtc[TIER_AT];
     assert!(decoder(tier(right)).decode(kvtc).is_ok());
-    assert!(decoder(Coding { tier: 77, ..Coding::RAW }).decode(raw).is_ok());
-    for (coding, chunk) in [(tier(right + 1), kvtc), (Coding::RAW, kvtc), (tier(right), raw)] {
+    let plain = |kind| Coding { kind, tier: 77 };
+    assert!(decoder(plain(CodecKind::Raw)).decode(raw).is_ok());
+    assert!(decoder(plain(CodecKind::Lossless)).decode(lossless).is_ok());
+    assert!(decoder(plain(CodecKind::Fp8)).decode(fp8).is_ok());
+    for (coding, chunk) in [
+        (tier(right + 1), kvtc),
+        (Coding::RAW, kvtc),
+        (tier(right), raw),
+        (plain(CodecKind::Lossless), fp8),
+        (plain(CodecKind::Fp8), raw),
+        (Coding::RAW, lossless),
+    ] {
         let error = decoder(coding).decode(chunk).unwrap_err();
         assert!(matches!(error, Error::CodingMismatch { expected, .. } if expected == coding), "{error}");
     }

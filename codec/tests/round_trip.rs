@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::OnceLock;
 
-use codec::{Coding, Error, KvBlock, fit::Balance};
+use codec::{CodecKind, Coding, Error, KvBlock, fit::Balance};
 use common::{Source, relative_error, small_layout};
 use half::bf16;
 use proptest::prelude::*;
@@ -17,6 +17,12 @@ fn source() -> &'static (Source, std::sync::Arc<codec::Plan>) {
         let plan = source.plan(None, Balance::EqualBytes);
         (source, plan)
     })
+}
+
+fn same_bits(a: &KvBlock, b: &KvBlock) -> bool {
+    let bits =
+        |block: &KvBlock| block.keys.iter().chain(&block.values).map(|x| x.to_bits()).collect::<Vec<_>>();
+    (a.first_token, a.tokens, bits(a)) == (b.first_token, b.tokens, bits(b))
 }
 
 /// The tokens `range` of a block.
@@ -48,6 +54,43 @@ proptest! {
         prop_assert_eq!(bits(&back.keys), bits(&block.keys));
         prop_assert_eq!(bits(&back.values), bits(&block.values));
         prop_assert_eq!((back.first_token, back.tokens), (first, tokens));
+    }
+
+    #[test]
+    fn lossless_is_exact_for_real_rows_and_for_any_bits(
+        tokens in 1usize..200, seed in any::<u64>(), noise in prop::collection::vec(any::<(u16, u16)>(), 0..40)
+    ) {
+        let (source, plan) = source();
+        let mut block = source.block(0, tokens, seed);
+        for &(at, bits) in &noise {
+            let at = usize::from(at) % block.keys.len();
+            block.keys[at] = bf16::from_bits(bits);
+        }
+        let bytes = source.plain_encoder(CodecKind::Lossless, tokens).encode(&block).unwrap();
+        let back = source.decoder(plan).decode(&bytes).unwrap();
+        prop_assert!(same_bits(&back, &block));
+        prop_assert!(bytes.len() <= tokens * source.layout.bytes_per_token() + 96 + 16 + 4 * 16 + 2 * 68);
+    }
+
+    #[test]
+    fn fp8_is_close_and_exact_for_sinks(
+        tokens in 1usize..200, first in 0usize..8, seed in any::<u64>(), scale in -100i32..100
+    ) {
+        let (source, plan) = source();
+        let mut block = source.block(first, tokens, seed);
+        let scale = 2f32.powi(scale);
+        for x in block.keys.iter_mut().chain(&mut block.values) {
+            *x = bf16::from_f32(x.to_f32() * scale);
+        }
+        let bytes = source.plain_encoder(CodecKind::Fp8, first + tokens).encode(&block).unwrap();
+        let back = source.decoder(plan).decode(&bytes).unwrap();
+        let sinks = 4usize.saturating_sub(first).min(tokens);
+        prop_assert!(same_bits(&cut(&back, 0..sinks, 8), &cut(&block, 0..sinks, 8)));
+        for (x, back) in block.keys.iter().chain(&block.values).zip(back.keys.iter().chain(&back.values)) {
+            let (x, back) = (x.to_f32(), back.to_f32());
+            // Half of one eighth of an octave; far below its channel's largest, a value is near 0 instead.
+            prop_assert!((x - back).abs() <= (x.abs() / 16.0).max(scale * 0.01), "{x} came back as {back}");
+        }
     }
 
     #[test]
@@ -154,6 +197,37 @@ fn a_tier_reaches_its_ratio_on_rows_it_was_not_fitted_to() {
 }
 
 #[test]
+fn codecs_without_a_plan_are_smaller_than_raw_and_the_same_every_time() {
+    let (source, _) = source();
+    let block = source.block(0, 2_000, 5);
+    let raw = 2_000 * source.layout.bytes_per_token();
+    for (kind, least) in [(CodecKind::Lossless, 1.4), (CodecKind::Fp8, 2.2)] {
+        let encoder = source.plain_encoder(kind, 2_000);
+        let bytes = encoder.encode(&block).unwrap();
+        assert_eq!(bytes, encoder.encode(&block).unwrap());
+        let ratio = raw as f64 / bytes.len() as f64;
+        assert!(ratio > least, "{kind} reaches {ratio}");
+    }
+}
+
+#[test]
+fn rows_that_come_again_are_stored_once() {
+    let (source, plan) = source();
+    let mut block = source.block(0, 1_024, 5);
+    for plane in block.values.chunks_exact_mut(1_024 * 8) {
+        let (first, rest) = plane.split_at_mut(128 * 8);
+        rest.chunks_exact_mut(128 * 8).for_each(|copy| copy.copy_from_slice(first));
+    }
+    for kind in [CodecKind::Lossless, CodecKind::Fp8] {
+        let encoder = source.plain_encoder(kind, 1_024);
+        let (copies, fresh) =
+            (encoder.encode(&block).unwrap(), encoder.encode(&source.block(0, 1_024, 5)).unwrap());
+        assert!(copies.len() * 3 < fresh.len() * 2, "{kind}: {} against {}", copies.len(), fresh.len());
+        assert_eq!(source.decoder(plan).decode(&copies).unwrap().tokens, 1_024);
+    }
+}
+
+#[test]
 fn nonsense_is_refused_with_a_reason() {
     let (source, plan) = source();
     let encoder = source.encoder(plan, 16, 10);
@@ -166,6 +240,11 @@ fn nonsense_is_refused_with_a_reason() {
     assert!(refuse(&source.block(3, 8, 1), None).contains("8 tokens from 3 in a prompt of 10"));
     block.keys[6 * 8] = bf16::INFINITY;
     assert!(refuse(&block, None).contains("not finite"));
+    let fp8 = source.plain_encoder(CodecKind::Fp8, 10).encode(&block).unwrap_err();
+    assert_eq!(
+        fp8.to_string(),
+        "invalid argument: token 6 of the block has a cache entry that is not finite"
+    );
     block.keys.pop();
     assert!(refuse(&block, None).contains("255 key"));
     let tier = Coding { kind: codec::CodecKind::Kvtc, tier: 3 };

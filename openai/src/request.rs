@@ -76,18 +76,29 @@ pub enum KvCodec {
     Auto,
     /// As it is.
     Raw,
+    /// Bit for bit, smaller.
+    Lossless,
+    /// As 8-bit floats.
+    Fp8,
     /// Transform coded.
     Kvtc,
 }
 
 impl KvCodec {
-    const ALL: [Self; 3] = [Self::Auto, Self::Raw, Self::Kvtc];
+    const ALL: [Self; 5] = [Self::Auto, Self::Raw, Self::Lossless, Self::Fp8, Self::Kvtc];
+
+    /// The codec of a name, if there is one.
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| codec.as_str() == name)
+    }
 
     /// The value's name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
             Self::Raw => "raw",
+            Self::Lossless => "lossless",
+            Self::Fp8 => "fp8",
             Self::Kvtc => "kvtc",
         }
     }
@@ -204,8 +215,8 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, InvalidReque
 fn kv_options(fields: &mut Fields) -> Result<KvOptions, InvalidRequest> {
     let codec = match fields.string("kv_codec")? {
         None => KvCodec::Auto,
-        Some(name) => KvCodec::ALL.into_iter().find(|codec| codec.as_str() == name).ok_or_else(|| {
-            let range = r#""auto", "raw" or "kvtc""#.to_owned();
+        Some(name) => KvCodec::named(&name).ok_or_else(|| {
+            let range = r#""auto", "raw", "lossless", "fp8" or "kvtc""#.to_owned();
             InvalidRequest::Range { param: "kv_codec".into(), range, got: show(&Value::String(name)) }
         })?,
     };

@@ -58,6 +58,20 @@ fn every_field_is_read() {
 }
 
 #[test]
+fn every_codec_has_its_name() {
+    for (name, codec) in [
+        ("auto", KvCodec::Auto),
+        ("raw", KvCodec::Raw),
+        ("lossless", KvCodec::Lossless),
+        ("fp8", KvCodec::Fp8),
+        ("kvtc", KvCodec::Kvtc),
+    ] {
+        assert_eq!(parse(&with(json!({"kv_codec": name}))).unwrap().kv.codec, codec);
+        assert_eq!(codec.as_str(), name);
+    }
+}
+
+#[test]
 fn stop_takes_a_string_or_a_list() {
     for (stop, expected) in
         [(json!("a"), vec!["a"]), (json!(["a", "b"]), vec!["a", "b"]), (json!([]), vec![])]
@@ -108,7 +122,7 @@ fn every_fault_names_its_field_and_what_belongs_there() {
         (
             json!({"kv_codec": "zip"}),
             "kv_codec",
-            "kv_codec must be \"auto\", \"raw\" or \"kvtc\", got \"zip\"",
+            "kv_codec must be \"auto\", \"raw\", \"lossless\", \"fp8\" or \"kvtc\", got \"zip\"",
         ),
         (json!({"kv_tier": 3}), "kv_tier", "kv_tier must be from 4 to 128, got 3"),
         (json!({"kv_tier": 129}), "kv_tier", "got 129"),

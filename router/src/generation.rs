@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use openai::{Detokenizer, FinishReason, KvSource, KvTransfer, StopMatcher, Usage};
+use openai::{Detokenizer, FinishReason, KvCodec, KvSource, KvTransfer, StopMatcher, Usage};
 use transport::message::{FinishReason as NodeReason, Transfer};
 
 use crate::leg::NodeError;
@@ -171,7 +171,11 @@ fn report(transfer: &Transfer, decode_node: &str, ttft_ms: f64) -> KvTransfer {
     KvTransfer {
         source: if is_remote { KvSource::Remote } else { KvSource::Local },
         codec: transfer.coding.as_ref().map(|coding| coding.codec.clone()),
-        tier: transfer.coding.as_ref().filter(|coding| coding.codec != "raw").map(|coding| coding.tier),
+        tier: transfer
+            .coding
+            .as_ref()
+            .filter(|coding| coding.codec == KvCodec::Kvtc.as_str())
+            .map(|coding| coding.tier),
         raw_bytes: raw,
         wire_bytes: wire,
         saved_bytes: i64::try_from(i128::from(raw) - i128::from(wire)).unwrap_or(i64::MAX),

@@ -87,7 +87,7 @@ pub(crate) enum Unplaceable {
     )]
     TooLong { needed: u32, longest: u32 },
     #[error(
-        "kv_codec \"kvtc\" needs a calibrated plan on a prefill and a decode node; use \"auto\" or \"raw\""
+        "kv_codec \"kvtc\" needs a calibrated plan on a prefill and a decode node; use \"auto\", \"fp8\", \"lossless\" or \"raw\""
     )]
     NoPlan,
 }
@@ -126,8 +126,8 @@ pub(crate) fn place(
 fn coding(wanted: &Wanted, rules: &Rules, has_plan: bool) -> KvCoding {
     let codec = match wanted.kv.codec {
         KvCodec::Auto if has_plan && wanted.prompt_tokens >= rules.kvtc_min_tokens => KvCodec::Kvtc,
-        KvCodec::Auto | KvCodec::Raw => KvCodec::Raw,
-        KvCodec::Kvtc => KvCodec::Kvtc,
+        KvCodec::Auto => KvCodec::Raw,
+        asked @ (KvCodec::Raw | KvCodec::Lossless | KvCodec::Fp8 | KvCodec::Kvtc) => asked,
     };
     KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier }
 }

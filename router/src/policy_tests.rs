@@ -66,6 +66,8 @@ fn auto_codes_long_prompts_between_nodes_with_a_plan() {
         (&both, 900, KvCodec::Raw, "p>d:raw"),
         (&both, 5, KvCodec::Kvtc, "p>d:kvtc"),
         (&one, 900, KvCodec::Auto, "p>d:raw"),
+        (&one, 900, KvCodec::Lossless, "p>d:lossless"),
+        (&one, 5, KvCodec::Fp8, "p>d:fp8"),
     ] {
         assert_eq!(placed(nodes, &wanted(prompt, codec), &AUTO, 0), expected);
     }

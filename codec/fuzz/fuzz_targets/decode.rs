@@ -1,5 +1,5 @@
-//! Any bytes are a block or a typed error. The header's identity fields and the digest are put right first, so that the fuzzer gets past
-//! them to the parts that matter.
+//! Any bytes are a block or a typed error, of every codec. The header's identity fields and the digest are put right first, so that the
+//! fuzzer gets past them to the parts that matter; the golden chunks are whole inputs to start from.
 
 #![no_main]
 
@@ -20,12 +20,14 @@ static DECODER: LazyLock<Decoder> = LazyLock::new(|| {
 });
 
 fuzz_target!(|content: &[u8]| {
-    let mut bytes = content.to_vec();
-    if bytes.len() >= 40 {
+    let mut bytes = content[..content.len().saturating_sub(16)].to_vec();
+    if bytes.len() >= 58 {
         bytes[..6].copy_from_slice(b"KVFC\x01\x00");
         bytes[8..24].copy_from_slice(&PLAN.model_fingerprint());
-        if bytes[6] == 4 {
-            bytes[24..40].copy_from_slice(&PLAN.id().0);
+        bytes[24..40].copy_from_slice(&if bytes[6] == 4 { PLAN.id().0 } else { [0; 16] });
+        let layout = PLAN.layout();
+        for (at, n) in [(52, layout.layers), (54, layout.kv_heads), (56, layout.head_dim)] {
+            bytes[at..at + 2].copy_from_slice(&(n as u16).to_le_bytes());
         }
     }
     let digest = blake3::hash(&bytes);

@@ -136,7 +136,12 @@ impl Source {
     }
 
     pub fn raw_encoder(&self, prompt_tokens: usize) -> Encoder {
-        Encoder::new(self.layout.clone(), MODEL, None, Coding::RAW, prompt_tokens).unwrap()
+        self.plain_encoder(CodecKind::Raw, prompt_tokens)
+    }
+
+    /// An encoder that needs no plan.
+    pub fn plain_encoder(&self, kind: CodecKind, prompt_tokens: usize) -> Encoder {
+        Encoder::new(self.layout.clone(), MODEL, None, Coding { kind, tier: 0 }, prompt_tokens).unwrap()
     }
 }
 

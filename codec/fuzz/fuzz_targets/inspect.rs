@@ -1,0 +1,25 @@
+//! Any bytes are items that add up to them, or a typed error. The first chunk's digest is put right, so that the fuzzer gets past it.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use codec::{
+    Plan,
+    inspect::{Item, inspect},
+};
+use libfuzzer_sys::fuzz_target;
+
+static PLAN: LazyLock<Plan> = LazyLock::new(|| {
+    let bytes = include_bytes!("../../tests/golden/v1.plan");
+    Plan::from_bytes(bytes).expect("the golden plan is valid")
+});
+
+fuzz_target!(|content: &[u8]| {
+    let mut bytes = content[..content.len().saturating_sub(16)].to_vec();
+    let digest = blake3::hash(&bytes);
+    bytes.extend_from_slice(&digest.as_bytes()[..16]);
+    if let Ok(items) = inspect(&bytes, Some(&PLAN)) {
+        assert_eq!(items.iter().map(Item::bytes).sum::<u64>(), bytes.len() as u64);
+    }
+});

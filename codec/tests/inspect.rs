@@ -1,0 +1,122 @@
+//! Where bytes go: every item adds up to its file, and foreign bytes give errors.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use codec::{
+    CodecKind, Error,
+    fit::Balance,
+    inspect::{Value, inspect},
+};
+use common::{Source, small_layout};
+use proptest::prelude::*;
+
+struct Files {
+    plan: std::sync::Arc<codec::Plan>,
+    /// One of each codec, kvtc without and with shifts.
+    chunks: Vec<Vec<u8>>,
+}
+
+fn files() -> &'static Files {
+    static FILES: std::sync::OnceLock<Files> = std::sync::OnceLock::new();
+    FILES.get_or_init(|| {
+        let source = Source::new(small_layout(), 24, 1);
+        let plan = source.plan(Some((1..=32).map(|i| i as f32).collect()), Balance::OneStep);
+        let block = source.block(0, 600, 1);
+        let plain = |kind| source.plain_encoder(kind, 600).encode(&block).unwrap();
+        let kvtc = source.encoder(&plan, 8, 600);
+        let shifts: Vec<i8> = (0..600).map(|i| (i % 7) as i8 - 3).collect();
+        let chunks = vec![
+            plain(CodecKind::Raw),
+            plain(CodecKind::Lossless),
+            plain(CodecKind::Fp8),
+            kvtc.encode(&block).unwrap(),
+            kvtc.encode_with_shifts(&block, Some(&shifts)).unwrap(),
+        ];
+        Files { plan, chunks }
+    })
+}
+
+#[test]
+fn the_parts_of_chunks_end_to_end_add_up_to_their_file() {
+    let Files { plan, chunks } = files();
+    for plan in [None, Some(&**plan)] {
+        let items = inspect(&chunks.concat(), plan).unwrap();
+        assert_eq!(items.len(), chunks.len());
+        for (item, chunk) in items.iter().zip(chunks) {
+            assert_eq!(item.bytes(), chunk.len() as u64, "{item:?}");
+            let payload: i64 = item.parts.iter().map(|part| part.inflated as i64).sum();
+            let Some(&Value::Number(expected)) = item.field("payload_bytes") else { panic!("no payload") };
+            let around = ["header", "shift table", "segment ends", "digest"];
+            let around = item.parts.iter().filter(|part| around.contains(&part.name.as_str()));
+            assert_eq!(payload - around.map(|part| part.inflated as i64).sum::<i64>(), expected);
+        }
+    }
+}
+
+#[test]
+fn classes_are_listed_with_the_right_plan_only() {
+    let Files { plan, chunks } = files();
+    let kvtc = |plan| inspect(&chunks[4], plan).unwrap().remove(0);
+    let symbols = |item: &codec::inspect::Item| {
+        item.parts.iter().filter(|part| part.name.contains("symbols of class")).count()
+    };
+    assert!(symbols(&kvtc(Some(plan))) > 8);
+    assert_eq!(symbols(&kvtc(None)), 0);
+    let other = Source::new(small_layout(), 24, 2).plan(None, Balance::OneStep);
+    assert_eq!(symbols(&kvtc(Some(&other))), 0);
+    assert_eq!(kvtc(Some(plan)).field("tier"), Some(&Value::Number(8)));
+    assert_eq!(kvtc(Some(plan)).field("codec"), Some(&Value::Text("kvtc".into())));
+}
+
+#[test]
+fn the_parts_of_a_plan_add_up_to_it() {
+    let source = Source::new(small_layout(), 16, 3);
+    for weights in [None, Some((1..=32).map(|i| i as f32).collect())] {
+        let plan = source.plan(weights, Balance::EqualBytes);
+        let bytes = plan.to_bytes();
+        let items = inspect(&bytes, None).unwrap();
+        assert_eq!((items.len(), items[0].bytes()), (1, bytes.len() as u64));
+        assert_eq!(items[0].field("id"), Some(&Value::Text(plan.id().to_string())));
+    }
+}
+
+#[test]
+fn damage_is_named() {
+    let Files { plan, chunks } = files();
+    for chunk in chunks {
+        for len in (0..chunk.len()).step_by(13).chain([1, 2, 3, 4, 95, 96, 97, chunk.len() - 1]) {
+            let outcome = inspect(&chunk[..len], Some(plan));
+            assert!(matches!(outcome, Err(Error::Truncated { .. } | Error::Corrupt { .. })), "{len}");
+        }
+        let mut flipped = chunk.clone();
+        flipped[chunk.len() / 2] ^= 1;
+        assert!(matches!(inspect(&flipped, Some(plan)), Err(Error::Corrupt { .. })));
+    }
+    assert!(inspect(b"GIF89a", None).unwrap_err().to_string().contains("neither a plan's nor a chunk's"));
+    let mut greedy = chunks[0].clone();
+    greedy[44..52].fill(0xff);
+    greedy[40..44].fill(0);
+    assert!(matches!(inspect(&greedy, None), Err(Error::LimitExceeded { .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn resealed_nonsense_never_panics(
+        which in 0usize..5, at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)
+    ) {
+        let Files { plan, chunks } = files();
+        let mut bytes = chunks[which].clone();
+        // Mostly the header, where the counts are.
+        let at = if at % 2 == 0 { at % 88 } else { at % (bytes.len() - 24) };
+        bytes[at..at + patch.len()].copy_from_slice(&patch);
+        let end = bytes.len() - 16;
+        let digest = blake3::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(&digest.as_bytes()[..16]);
+        if let Ok(items) = inspect(&bytes, Some(plan)) {
+            prop_assert_eq!(items.iter().map(codec::inspect::Item::bytes).sum::<u64>(), bytes.len() as u64);
+        }
+    }
+}
