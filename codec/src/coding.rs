@@ -12,7 +12,7 @@ pub enum CodecKind {
     Raw,
     /// bf16 bit for bit, exponents and mantissas apart, deflated.
     Lossless,
-    /// 8-bit floats with a scale per head dimension, deflated.
+    /// 8-bit floats with a scale per layer and head, deflated.
     Fp8,
     /// Transform coding with a calibrated plan.
     Kvtc,

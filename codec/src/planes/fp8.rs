@@ -1,7 +1,7 @@
-//! The `fp8` codec: every value an E4M3 float (OCP 8-bit floating point) times a power of two per head dimension, the prompt's sinks exact.
+//! The `fp8` codec: every value an E4M3 float (OCP 8-bit floating point) times a power of two per plane, the prompt's sinks exact.
 //!
-//! A power of two moves values within E4M3's range and adds no rounding of its own; on real caches a finer scale is no closer, and
-//! channels on one footing share Huffman tables.
+//! A power of two moves values within E4M3's range and adds no rounding of its own; on real caches a scale per
+//! dimension or token is no closer, and costs bytes.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -11,8 +11,8 @@ use crate::{
     format::bytes::Reader,
     layout::KvLayout,
     planes::{
-        Channel, PlaneInfo, PlaneOrder, breaks, for_each_with_channel, mostly_negative, read_tables,
-        tables_len, transposed, write_tables,
+        PlaneInfo, PlaneOrder, breaks, flips, for_each_with_flip, read_tables, tables_len, transposed,
+        write_tables,
     },
 };
 
@@ -20,7 +20,7 @@ use crate::{
 const LARGEST: u8 = 0x7e;
 /// Scales by which every code is a finite bf16 without rounding.
 const SCALES: std::ops::RangeInclusive<i8> = -120..=119;
-/// Largest mantissa of a channel's maximum at which it still rounds to 448 or below: 1.8125 x 256 = 464.
+/// Largest mantissa of a plane's maximum at which it still rounds to 448 or below: 1.8125 x 256 = 464.
 const TOP_MANTISSA: u16 = 0x68;
 
 /// The coded part of a payload.
@@ -77,24 +77,23 @@ fn check_finite(plane: &[bf16], head_dim: usize) -> Result<()> {
 fn encode_plane(plane: &[bf16], head_dim: usize) -> (PlaneInfo, Vec<u8>) {
     let order = PlaneOrder::of(plane, head_dim);
     if plane.is_empty() {
-        return (PlaneInfo { order, channels: vec![Channel::default(); head_dim] }, Vec::new());
+        return (PlaneInfo { order, level: 0, flips: vec![0; head_dim] }, Vec::new());
     }
     let by_token: Vec<u16> = plane.iter().map(|x| x.to_bits()).collect();
     let by_feature = transposed(&by_token, head_dim);
-    let channels: Vec<Channel> = by_feature.chunks_exact(by_token.len() / head_dim).map(channel).collect();
+    let (scale, flips) = (scale(&by_token), flips(&by_feature, head_dim));
     let values = if order == PlaneOrder::Feature { by_feature } else { by_token };
     let mut codes = Vec::with_capacity(values.len());
-    for_each_with_channel(&values, order, &channels, |channel, bits| codes.push(code(channel, bits)));
-    (PlaneInfo { order, channels }, codes)
+    for_each_with_flip(&values, order, &flips, |flip, bits| codes.push(code(scale, bits) ^ flip << 7));
+    (PlaneInfo { order, level: scale as u8, flips }, codes)
 }
 
-/// A channel's entry: its largest magnitude lands in E4M3's highest octave.
-fn channel(values: &[u16]) -> Channel {
+/// The scale that puts a plane's largest magnitude in E4M3's highest octave.
+fn scale(values: &[u16]) -> i8 {
     let largest = values.iter().map(|bits| bits & 0x7fff).max().unwrap_or_default();
     let exponent = i32::from(largest >> 7) - 127;
     let scale = if largest & 0x7f <= TOP_MANTISSA { exponent - 8 } else { exponent - 7 };
-    let scale = scale.clamp((*SCALES.start()).into(), (*SCALES.end()).into()) as i8;
-    Channel { level: scale as u8, is_flipped: mostly_negative(values) }
+    scale.clamp((*SCALES.start()).into(), (*SCALES.end()).into()) as i8
 }
 
 /// 2^exponent, for exponents of normal numbers.
@@ -103,9 +102,9 @@ fn power_of_two(exponent: i8) -> f32 {
 }
 
 /// To nearest, ties to even, no further than 448.
-fn code(channel: Channel, bits: u16) -> u8 {
+fn code(scale: i8, bits: u16) -> u8 {
     // -120 to 119 may be negated without leaving the normal numbers.
-    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 16) * power_of_two(-(channel.level as i8));
+    let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 16) * power_of_two(-scale);
     let code = if magnitude < power_of_two(-6) {
         // Subnormal codes count units of 2^-9; 8 of them are the first normal code.
         (magnitude * 512.0).round_ties_even() as u8
@@ -114,7 +113,7 @@ fn code(channel: Channel, bits: u16) -> u8 {
         let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
         (rounded - (120 << 3)).min(LARGEST.into()) as u8
     };
-    code | ((bits >> 15) as u8 ^ u8::from(channel.is_flipped)) << 7
+    code | (bits >> 15 << 7) as u8
 }
 
 /// Magnitude of a code at scale 1; the mirror of [`code`]. 127 is not a number and must not come here.
@@ -156,8 +155,9 @@ fn decode_plane(info: &PlaneInfo, codes: &[u8], magnitudes: &[f32; 128], plane: 
     if info.order == PlaneOrder::Wide {
         return Err(Error::corrupt("plane table", "a wide plane in an fp8 chunk"));
     }
-    if let Some(channel) = info.channels.iter().find(|channel| !SCALES.contains(&(channel.level as i8))) {
-        return Err(Error::corrupt("plane table", format!("a scale is 2^{}", channel.level as i8)));
+    let scale = info.level as i8;
+    if !SCALES.contains(&scale) {
+        return Err(Error::corrupt("plane table", format!("a scale is 2^{scale}")));
     }
     if codes.iter().any(|code| code & 0x7f > LARGEST) {
         return Err(Error::corrupt("plane", "a code is not a number"));
@@ -166,13 +166,12 @@ fn decode_plane(info: &PlaneInfo, codes: &[u8], magnitudes: &[f32; 128], plane: 
         return Ok(());
     }
     let mut values = Vec::with_capacity(codes.len());
-    for_each_with_channel(codes, info.order, &info.channels, |channel, code| {
-        let magnitude = magnitudes[usize::from(code & 0x7f)] * power_of_two(channel.level as i8);
-        let is_negative = (code >> 7 == 1) != channel.is_flipped;
-        values.push(bf16::from_f32(if is_negative { -magnitude } else { magnitude }));
+    for_each_with_flip(codes, info.order, &info.flips, |flip, code| {
+        let magnitude = magnitudes[usize::from(code & 0x7f)] * power_of_two(scale);
+        values.push(bf16::from_f32(if code >> 7 == flip { magnitude } else { -magnitude }));
     });
     if info.order == PlaneOrder::Feature {
-        values = transposed(&values, values.len() / info.channels.len());
+        values = transposed(&values, values.len() / info.flips.len());
     }
     plane.copy_from_slice(&values);
     Ok(())
@@ -184,20 +183,15 @@ mod tests {
 
     use super::*;
 
-    const UNIT: Channel = Channel { level: 0, is_flipped: false };
-
     #[test]
     fn every_code_survives_at_every_scale() {
         for scale in SCALES {
-            for is_flipped in [false, true] {
-                let channel = Channel { level: scale as u8, is_flipped };
-                for expected in (0..=LARGEST).chain(0x80..=0x80 | LARGEST) {
-                    let magnitude = magnitude(expected & 0x7f) * power_of_two(scale);
-                    let x = if (expected >> 7 == 1) == is_flipped { magnitude } else { -magnitude };
-                    let exact = bf16::from_f32(x);
-                    assert!(exact.is_finite() && exact.to_f32() == x, "{x}");
-                    assert_eq!(code(channel, exact.to_bits()), expected);
-                }
+            for expected in (0..=LARGEST).chain(0x80..=0x80 | LARGEST) {
+                let magnitude = magnitude(expected & 0x7f) * power_of_two(scale);
+                let x = if expected >> 7 == 1 { -magnitude } else { magnitude };
+                let exact = bf16::from_f32(x);
+                assert!(exact.is_finite() && exact.to_f32() == x, "{x}");
+                assert_eq!(code(scale, exact.to_bits()), expected);
             }
         }
     }
@@ -210,7 +204,7 @@ mod tests {
             let distance = |code: &u8| (f64::from(magnitude(*code)) - x).abs();
             let nearest =
                 (0..=LARGEST).min_by(|a, b| distance(a).total_cmp(&distance(b)).then((a & 1).cmp(&(b & 1))));
-            assert_eq!(Some(code(UNIT, bits)), nearest, "{x}");
+            assert_eq!(Some(code(0, bits)), nearest, "{x}");
         }
     }
 
@@ -223,11 +217,10 @@ mod tests {
             let mut back = vec![bf16::ZERO; plane.len()];
             let magnitudes = std::array::from_fn(|code| magnitude(code as u8));
             decode_plane(&info, &codes, &magnitudes, &mut back).unwrap();
-            for (i, (x, back)) in plane.iter().zip(&back).enumerate() {
-                let scale = power_of_two(info.channels[i % 6].level as i8);
+            for (x, back) in plane.iter().zip(&back) {
                 let (x, back) = (x.to_f32(), back.to_f32());
                 prop_assert!(back.is_finite());
-                let bound = (x.abs() / 16.0).max(scale / 1024.0);
+                let bound = (x.abs() / 16.0).max(power_of_two(info.level as i8) / 1024.0);
                 // Only the top of bf16's own range saturates.
                 prop_assert!((x - back).abs() <= bound || x.abs() > 1.8125 * power_of_two(127), "{} {}", x, back);
             }

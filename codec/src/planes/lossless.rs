@@ -1,6 +1,6 @@
 //! The `lossless` codec: exponents and signs apart from mantissas, bit for bit.
 //!
-//! A value becomes a symbol byte (its exponent counted down from its channel's base, and its sign), which DEFLATE brings to 3 to 4 bits,
+//! A value becomes a symbol byte (its exponent counted down from its plane's highest, and its sign), which DEFLATE brings to 3 to 4 bits,
 //! and 7 bits of mantissa, which nothing makes smaller and which are packed without gaps.
 
 use half::bf16;
@@ -11,15 +11,13 @@ use crate::{
     format::bytes::Reader,
     layout::KvLayout,
     planes::{
-        Channel, PlaneInfo, PlaneOrder, breaks, for_each_with_channel, mostly_negative, read_tables,
-        tables_len, transposed, write_tables,
+        PlaneInfo, PlaneOrder, breaks, flips, for_each_with_flip, read_tables, tables_len, transposed,
+        write_tables,
     },
 };
 
-/// In place of an exponent's distance from the base: the exponent is 0 (zeros and subnormals).
+/// In place of an exponent's distance from the highest: the exponent is 0 (zeros and subnormals).
 const ZERO: u8 = 127;
-/// Bases lie this far above the median exponent where they can, so that the channels of a plane have alike symbols.
-const HEADROOM: u8 = 8;
 
 /// A payload before segments.
 #[derive(Debug)]
@@ -83,59 +81,46 @@ impl Plane {
     fn encode(plane: &[bf16], head_dim: usize) -> Self {
         let by_token: Vec<u16> = plane.iter().map(|x| x.to_bits()).collect();
         let by_feature = transposed(&by_token, head_dim);
-        let channels: Option<Vec<Channel>> =
-            by_feature.chunks_exact(by_token.len() / head_dim).map(channel).collect();
-        let Some(channels) = channels else { return Self::wide(&by_token, head_dim) };
-        let order = PlaneOrder::of(plane, head_dim);
+        let Some(level) = level(&by_token) else { return Self::wide(&by_token, head_dim) };
+        let (order, flips) = (PlaneOrder::of(plane, head_dim), flips(&by_feature, head_dim));
         let values = if order == PlaneOrder::Feature { by_feature } else { by_token };
         let mut symbols = Vec::with_capacity(values.len());
-        for_each_with_channel(&values, order, &channels, |channel, bits| symbols.push(symbol(channel, bits)));
-        Self { info: PlaneInfo { order, channels }, symbols, mantissas: pack(&values) }
+        for_each_with_flip(&values, order, &flips, |flip, bits| symbols.push(symbol(level, flip, bits)));
+        Self { info: PlaneInfo { order, level, flips }, symbols, mantissas: pack(&values) }
     }
 
     fn wide(values: &[u16], head_dim: usize) -> Self {
         Self {
-            info: PlaneInfo { order: PlaneOrder::Wide, channels: vec![Channel::default(); head_dim] },
+            info: PlaneInfo { order: PlaneOrder::Wide, level: 0, flips: vec![0; head_dim] },
             symbols: values.iter().map(|bits| bits.to_le_bytes()[1]).collect(),
             mantissas: values.iter().map(|bits| bits.to_le_bytes()[0]).collect(),
         }
     }
 }
 
-/// A channel's entry, or nothing where its exponents span more than a symbol holds.
-fn channel(values: &[u16]) -> Option<Channel> {
+/// The exponent that those of a plane are counted down from, or nothing where they span more than a symbol holds.
+fn level(values: &[u16]) -> Option<u8> {
     let mut counts = [0usize; 256];
     values.iter().for_each(|bits| counts[usize::from(bits >> 7 & 0xff)] += 1);
     counts[0] = 0;
-    let is_flipped = mostly_negative(values);
-    let Some(high) = counts.iter().rposition(|&count| count > 0) else {
-        return Some(Channel { level: 0, is_flipped });
-    };
-    let low = counts.iter().position(|&count| count > 0)?;
-    let half = counts.iter().sum::<usize>().div_ceil(2);
-    let below = counts.iter().scan(0, |sum, count| {
-        *sum += count;
-        Some(*sum)
-    });
-    let median = below.take_while(|&sum| sum < half).count() as u8;
-    let level = median.saturating_add(HEADROOM).max(high as u8);
-    (level - low as u8 <= ZERO - 1).then_some(Channel { level, is_flipped })
+    let Some(highest) = counts.iter().rposition(|&count| count > 0) else { return Some(0) };
+    let lowest = counts.iter().position(|&count| count > 0)?;
+    (highest - lowest < usize::from(ZERO)).then_some(highest as u8)
 }
 
-fn symbol(channel: Channel, bits: u16) -> u8 {
+fn symbol(level: u8, flip: u8, bits: u16) -> u8 {
     let exponent = (bits >> 7) as u8;
-    let distance = if exponent == 0 { ZERO } else { channel.level - exponent };
-    distance << 1 | ((bits >> 15) as u8 ^ u8::from(channel.is_flipped))
+    let distance = if exponent == 0 { ZERO } else { level - exponent };
+    distance << 1 | ((bits >> 15) as u8 ^ flip)
 }
 
 /// Sign and exponent of a symbol in place; the mirror of [`symbol`].
-fn sign_and_exponent(channel: Channel, symbol: u8) -> Option<u16> {
+fn sign_and_exponent(level: u8, flip: u8, symbol: u8) -> Option<u16> {
     let exponent = match symbol >> 1 {
         ZERO => 0,
-        distance => channel.level.checked_sub(distance).filter(|&exponent| exponent > 0)?,
+        distance => level.checked_sub(distance).filter(|&exponent| exponent > 0)?,
     };
-    let sign = symbol & 1 ^ u8::from(channel.is_flipped);
-    Some(u16::from(sign) << 15 | u16::from(exponent) << 7)
+    Some(u16::from(symbol & 1 ^ flip) << 15 | u16::from(exponent) << 7)
 }
 
 /// The 7 low bits of every value, 8 values in 7 bytes.
@@ -211,8 +196,8 @@ fn decode_plane(info: &PlaneInfo, symbols: &[u8], mantissas: &[u8], plane: &mut 
     }
     let mut values = Vec::with_capacity(symbols.len());
     let mut is_valid = true;
-    for_each_with_channel(symbols, info.order, &info.channels, |channel, symbol| {
-        let bits = sign_and_exponent(channel, symbol);
+    for_each_with_flip(symbols, info.order, &info.flips, |flip, symbol| {
+        let bits = sign_and_exponent(info.level, flip, symbol);
         is_valid &= bits.is_some();
         values.push(bits.unwrap_or_default());
     });
@@ -223,7 +208,7 @@ fn decode_plane(info: &PlaneInfo, symbols: &[u8], mantissas: &[u8], plane: &mut 
         ));
     }
     if info.order == PlaneOrder::Feature {
-        values = transposed(&values, values.len() / info.channels.len());
+        values = transposed(&values, values.len() / info.flips.len());
     }
     plane.iter_mut().zip(values).for_each(|(x, bits)| *x = bf16::from_bits(bits));
     Ok(())
@@ -271,8 +256,7 @@ mod tests {
 
     #[test]
     fn a_symbol_below_the_smallest_exponent_is_refused() {
-        let channel = Channel { level: 5, is_flipped: false };
-        assert_eq!(sign_and_exponent(channel, 4 << 1), Some(1 << 7));
-        assert_eq!([5, 6, 126].map(|distance| sign_and_exponent(channel, distance << 1)), [None; 3]);
+        assert_eq!(sign_and_exponent(5, 0, 4 << 1), Some(1 << 7));
+        assert_eq!([5, 6, 126].map(|distance| sign_and_exponent(5, 0, distance << 1)), [None; 3]);
     }
 }

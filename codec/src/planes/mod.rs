@@ -1,8 +1,8 @@
 //! What the codecs without a plan share: a cache is coded plane by plane (one layer's one KV head), each in the order that DEFLATE gets
 //! most out of.
 //!
-//! Along one dimension of a head, magnitudes and often signs are alike, so the bytes of a dimension get a Huffman table that fits
-//! them. Where whole rows come again (values of the first layer depend on the token alone) the rows stay together, so that DEFLATE
+//! Along one dimension of a head, magnitudes and often signs are alike, so the bytes of neighbouring dimensions get a Huffman table
+//! that fits them. Where whole rows come again (values of the first layer depend on the token alone) the rows stay together, so that DEFLATE
 //! can refer back to them.
 
 pub(crate) mod fp8;
@@ -57,55 +57,48 @@ fn hash(row: &[bf16]) -> u64 {
     })
 }
 
-/// What one head dimension's values have in common.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Channel {
-    /// The exponent that others count down from (lossless), or the scale's exponent as two's complement (fp8).
-    pub(crate) level: u8,
-    /// Whether signs are turned, so that the frequent one is always 0.
-    pub(crate) is_flipped: bool,
-}
-
 /// One plane's entry in a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PlaneInfo {
     pub(crate) order: PlaneOrder,
-    /// One per head dimension.
-    pub(crate) channels: Vec<Channel>,
+    /// The exponent that others count down from (lossless), or the scale's exponent as two's complement (fp8).
+    pub(crate) level: u8,
+    /// 1 for each head dimension whose signs are turned, so that the frequent one is always 0.
+    pub(crate) flips: Vec<u8>,
 }
 
 /// Bytes of the tables of one side.
 pub(crate) fn tables_len(planes: usize, head_dim: usize) -> usize {
-    planes * (1 + 2 * head_dim)
+    planes * (2 + head_dim)
 }
 
 /// Appends the tables of one side: orders, levels, flips.
 pub(crate) fn write_tables<'a>(infos: impl Iterator<Item = &'a PlaneInfo> + Clone, out: &mut Vec<u8>) {
     out.extend(infos.clone().map(|info| info.order as u8));
-    out.extend(infos.clone().flat_map(|info| &info.channels).map(|channel| channel.level));
-    out.extend(infos.flat_map(|info| &info.channels).map(|channel| u8::from(channel.is_flipped)));
+    out.extend(infos.clone().map(|info| info.level));
+    out.extend(infos.flat_map(|info| &info.flips));
 }
 
 /// Reads the tables of one side; the mirror of [`write_tables`].
 pub(crate) fn read_tables(reader: &mut Reader<'_>, planes: usize, head_dim: usize) -> Result<Vec<PlaneInfo>> {
-    let orders = reader.take(planes)?;
-    let (levels, flips) = (reader.take(planes * head_dim)?, reader.take(planes * head_dim)?);
+    let (orders, levels) = (reader.take(planes)?, reader.take(planes)?);
+    let flips = reader.take(planes * head_dim)?;
     if let Some(flip) = flips.iter().find(|&&flip| flip > 1) {
         return Err(Error::corrupt("plane table", format!("a sign flip is {flip}")));
     }
-    let channel = |(&level, &flip): (&u8, &u8)| Channel { level, is_flipped: flip == 1 };
-    let channels: Vec<Channel> = levels.iter().zip(flips).map(channel).collect();
-    let infos = orders.iter().zip(channels.chunks_exact(head_dim));
+    let infos = orders.iter().zip(levels).zip(flips.chunks_exact(head_dim));
     infos
-        .map(|(&order, channels)| {
-            Ok(PlaneInfo { order: PlaneOrder::from_byte(order)?, channels: channels.to_vec() })
+        .map(|((&order, &level), flips)| {
+            Ok(PlaneInfo { order: PlaneOrder::from_byte(order)?, level, flips: flips.to_vec() })
         })
         .collect()
 }
 
-/// Whether most of a channel's values are negative.
-fn mostly_negative(channel: &[u16]) -> bool {
-    2 * channel.iter().filter(|&&bits| bits >> 15 == 1).count() > channel.len()
+/// For each head dimension of a plane in feature order, 1 where most of its values are negative.
+fn flips(by_feature: &[u16], head_dim: usize) -> Vec<u8> {
+    let negative = |values: &[u16]| values.iter().filter(|&&bits| bits >> 15 == 1).count();
+    let dimensions = by_feature.chunks_exact(by_feature.len() / head_dim);
+    dimensions.map(|values| u8::from(2 * negative(values) > values.len())).collect()
 }
 
 /// `[rows, columns]` to `[columns, rows]`.
@@ -120,21 +113,16 @@ fn transposed<T: Copy + Default>(matrix: &[T], columns: usize) -> Vec<T> {
     out
 }
 
-/// Values in feature order with their channel's entry, or in token order with each value's own.
-fn for_each_with_channel<T: Copy>(
-    values: &[T],
-    order: PlaneOrder,
-    channels: &[Channel],
-    mut visit: impl FnMut(Channel, T),
-) {
+/// Every value of a plane in its order, with the flip of its dimension.
+fn for_each_with_flip<T: Copy>(values: &[T], order: PlaneOrder, flips: &[u8], mut visit: impl FnMut(u8, T)) {
     if order == PlaneOrder::Feature {
-        let tokens = values.len() / channels.len();
-        for (&channel, values) in channels.iter().zip(values.chunks_exact(tokens)) {
-            values.iter().for_each(|&value| visit(channel, value));
+        let tokens = values.len() / flips.len();
+        for (&flip, values) in flips.iter().zip(values.chunks_exact(tokens)) {
+            values.iter().for_each(|&value| visit(flip, value));
         }
     } else {
-        for row in values.chunks_exact(channels.len()) {
-            channels.iter().zip(row).for_each(|(&channel, &value)| visit(channel, value));
+        for row in values.chunks_exact(flips.len()) {
+            flips.iter().zip(row).for_each(|(&flip, &value)| visit(flip, value));
         }
     }
 }
@@ -151,17 +139,14 @@ mod tests {
 
     #[test]
     fn tables_survive_and_nonsense_in_them_is_refused() {
-        let info = |order, level| PlaneInfo {
-            order,
-            channels: vec![Channel { level, is_flipped: true }, Channel { level: 0, is_flipped: false }],
-        };
+        let info = |order, level| PlaneInfo { order, level, flips: vec![1, 0] };
         let infos = [info(PlaneOrder::Wide, 1), info(PlaneOrder::Token, 200), info(PlaneOrder::Feature, 255)];
         let mut bytes = Vec::new();
         write_tables(infos.iter(), &mut bytes);
         assert_eq!(bytes.len(), tables_len(3, 2));
         let read = |bytes: &[u8]| read_tables(&mut Reader::new("chunk", bytes), 3, 2);
         assert_eq!(read(&bytes).unwrap(), infos);
-        for (at, byte) in [(0, 3), (14, 2)] {
+        for (at, byte) in [(0, 3), (7, 2)] {
             let mut broken = bytes.clone();
             broken[at] = byte;
             assert!(matches!(read(&broken), Err(Error::Corrupt { what: "plane table", .. })));

@@ -57,17 +57,8 @@ fn has_repeats(content: &[u8]) -> bool {
 fn deflate_repeats(compressor: &mut Compress, content: &[u8]) -> Option<Vec<u8>> {
     compressor.reset();
     let mut out = Vec::with_capacity(output_bound(content.len()));
-    feed(compressor, content, &mut out, FlushCompress::Finish)?;
-    (out.len() < content.len()).then_some(out)
-}
-
-/// Compresses into the spare capacity of `out`, which never runs out; nothing if the compressor failed all the same.
-fn feed(compressor: &mut Compress, content: &[u8], out: &mut Vec<u8>, flush: FlushCompress) -> Option<()> {
-    let before = compressor.total_in();
-    let status = compressor.compress_vec(content, out, flush).ok()?;
-    let all_taken = compressor.total_in() - before == content.len() as u64;
-    let finished = flush != FlushCompress::Finish || status == Status::StreamEnd;
-    (all_taken && finished && out.len() < out.capacity()).then_some(())
+    let status = compressor.compress_vec(content, &mut out, FlushCompress::Finish).ok()?;
+    (status == Status::StreamEnd && out.len() < content.len()).then_some(out)
 }
 
 /// Inflates segments into `payload`, whose length is theirs together; the mirror of [`deflate`].
