@@ -13,12 +13,14 @@
 //! | [`error`] | what can be wrong with a request; the error object |
 //! | [`sse`] | server-sent events, written and read |
 //! | [`tokenizer`], [`detokenizer`] | text to ids; ids to text, one at a time |
+//! | [`chat`] | a conversation to the text that the model was trained on |
 //! | [`stop`] | stop strings across token borders |
 //!
 //! It knows no HTTP, no network and no cluster. The response types can be read as well as written, so that
 //! clients and tests share them.
 #![forbid(unsafe_code)]
 
+pub mod chat;
 pub mod detokenizer;
 pub mod error;
 mod fields;
@@ -29,6 +31,7 @@ pub mod sse;
 pub mod stop;
 pub mod tokenizer;
 
+pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
 pub use error::{ApiError, ErrorBody, InvalidRequest};
 pub use models::{ModelCard, ModelList};

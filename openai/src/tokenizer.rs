@@ -85,9 +85,17 @@ fn yes() -> bool {
 /// Hugging Face writes special tokens as a string or as an object.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum NamedToken {
+pub(crate) enum NamedToken {
     Name(String),
     Object { content: String },
+}
+
+impl NamedToken {
+    pub(crate) fn into_name(self) -> String {
+        match self {
+            Self::Name(name) | Self::Object { content: name } => name,
+        }
+    }
 }
 
 /// The part of `config.json` that matters here.
@@ -111,7 +119,8 @@ impl Tokenizer {
         let config: TokenizerConfig = read_json(&dir.join("tokenizer_config.json"))?;
         let begin_of_text = match config.bos_token.filter(|_| config.add_bos_token) {
             None => None,
-            Some(NamedToken::Name(name) | NamedToken::Object { content: name }) => {
+            Some(token) => {
+                let name = token.into_name();
                 Some(inner.token_to_id(&name).ok_or_else(|| {
                     unusable(format!("it lacks the bos_token {name:?} of tokenizer_config.json"))
                 })?)
@@ -172,7 +181,7 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     fs::read(path).map_err(|source| LoadError::Read { path: path.into(), source })
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
     serde_json::from_slice(&read(path)?)
         .map_err(|e| LoadError::Content { path: path.into(), reason: e.to_string() })
 }
