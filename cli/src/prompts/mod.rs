@@ -1,41 +1,18 @@
 //! Prompts of any length with an answer that can be checked: facts hidden in filler, then a question about one of them
 //! (after the retrieval tasks of RULER, arXiv:2404.06654). Seeded, so that everybody gets the same ones.
+//!
+//! [`retrieval`] makes the short-answer tasks of demo and bench, [`document`] the families that `kvferry eval` measures.
 
-use rand::seq::IndexedRandom;
+mod document;
+mod needle;
+mod words;
+
 use rand::{Rng, RngExt};
 
-const FIRST: &str = "Ada Ben Clara David Elena Felix Grace Hugo Ines Jonas Kira Liam Mona Nils Olga Paul Quinn Rosa Sven \
-    Tara Umar Vera Walt Xenia Yusuf Zoe Anna Boris Carla Dmitri Emma Farid Greta Hana Ivan Julia Karl Lena Marco Nadia";
-const LAST: &str = "Abbott Becker Castro Dietz Evans Fischer Garcia Hansen Ivanov Jensen Keller Lopez Meyer Novak Olsen \
-    Petrov Quist Rossi Schmidt Tanaka Ueda Vogel Weber Young Ziegler Archer Brandt Cohen Dubois Fontaine Gruber Holm";
-const NOUN: &str = "lantern bridge river ladder engine window basket harbor signal garden mirror needle orchard packet \
-    quarry ribbon saddle tunnel valley wagon anchor barrel candle drawer envelope feather gate hammer island jacket";
-const ADJECTIVE: &str = "amber bright crooked dusty early faded gentle hollow iron jagged keen loose mellow narrow old \
-    pale quiet rusty silver tall upper velvet warm young blue green red white black golden broken heavy light";
-const PLACE: [&str; 10] = [
-    "north tower",
-    "east wing",
-    "boat house",
-    "stone cellar",
-    "front office",
-    "lower deck",
-    "market hall",
-    "glass room",
-    "old mill",
-    "south yard",
-];
-const VERB: &str =
-    "moved carried painted repaired counted inspected sold borrowed cleaned found measured opened closed";
-const TIME: [&str; 8] = [
-    "before noon",
-    "after the storm",
-    "on Monday",
-    "at sunrise",
-    "in the evening",
-    "during the meeting",
-    "last winter",
-    "two days later",
-];
+pub use document::{Document, Filler, Question, document};
+pub use needle::Family;
+use words::{ADJECTIVE, NOUN, filler, name, word};
+
 const FACTS: usize = 6;
 /// Filler that follows the last fact, in sentences: the question must reach back.
 const TAIL_SENTENCES: usize = 18;
@@ -53,36 +30,6 @@ struct Fact {
     sentence: String,
     question: String,
     answer: String,
-}
-
-fn word<'a>(rng: &mut impl Rng, list: &'a str) -> &'a str {
-    let words: Vec<&str> = list.split_whitespace().collect();
-    words.choose(rng).copied().unwrap_or_default()
-}
-
-fn name(rng: &mut impl Rng) -> String {
-    format!("{} {}", word(rng, FIRST), word(rng, LAST))
-}
-
-fn thing(rng: &mut impl Rng) -> String {
-    format!("{} {}", word(rng, ADJECTIVE), word(rng, NOUN))
-}
-
-fn filler(rng: &mut impl Rng) -> String {
-    let time = TIME.choose(rng).copied().unwrap_or_default();
-    let place = PLACE.choose(rng).copied().unwrap_or_default();
-    match rng.random_range(0..4) {
-        0 => format!("{} {} the {} {time}.", name(rng), word(rng, VERB), thing(rng)),
-        1 => format!("The {} in the {place} was {} {time}.", thing(rng), word(rng, VERB)),
-        2 => format!("A {} stood beside the {} {time}.", thing(rng), thing(rng)),
-        _ => format!(
-            "{} and {} {} the {} near the {place}.",
-            word(rng, FIRST),
-            word(rng, FIRST),
-            word(rng, VERB),
-            word(rng, NOUN)
-        ),
-    }
 }
 
 fn fact(rng: &mut impl Rng) -> Fact {
