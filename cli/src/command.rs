@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{bench, calibrate, certs, demo, health, inspect};
+use crate::{bench, calibrate, certs, demo, eval, health, inspect};
 
 /// Disaggregated prefill/decode serving with a coded KV cache.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Measure the model, the codec, or a running cluster.
     Bench(bench::Args),
+    /// Measure what a codec costs in quality.
+    Eval(eval::Args),
     /// Show what a plan or coded chunks hold, byte by byte.
     Inspect(inspect::Args),
     /// Ask a router or node whether it can take work.
@@ -63,6 +65,7 @@ fn run() -> anyhow::Result<()> {
             Command::Certs(args) => certs::run(args),
             Command::Calibrate(args) => calibrate::run(args),
             Command::Bench(args) => bench::run(args).await,
+            Command::Eval(args) => eval::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Health(args) => health::run(args).await,
         }

@@ -9,6 +9,7 @@ mod client;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod eval;
 pub mod health;
 pub mod inspect;
 pub mod output;
