@@ -29,7 +29,7 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Measure the model, the codec, or a running cluster.
     Bench(bench::Args),
-    /// Measure what a codec costs in quality.
+    /// Measure what a codec costs in quality, or make data to measure on.
     Eval(eval::Args),
     /// Show what a plan or coded chunks hold, byte by byte.
     Inspect(inspect::Args),
