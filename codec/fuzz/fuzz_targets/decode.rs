@@ -24,7 +24,8 @@ fuzz_target!(|content: &[u8]| {
     if bytes.len() >= 58 {
         bytes[..6].copy_from_slice(b"KVFC\x01\x00");
         bytes[8..24].copy_from_slice(&PLAN.model_fingerprint());
-        bytes[24..40].copy_from_slice(&if bytes[6] == 4 { PLAN.id().0 } else { [0; 16] });
+        let plan = if bytes[6] == 4 { PLAN.id().0 } else { [0; 16] };
+        bytes[24..40].copy_from_slice(&plan);
         let layout = PLAN.layout();
         for (at, n) in [(52, layout.layers), (54, layout.kv_heads), (56, layout.head_dim)] {
             bytes[at..at + 2].copy_from_slice(&(n as u16).to_le_bytes());
