@@ -9,18 +9,20 @@ use half::bf16;
 use crate::{
     coding::{Coding, Limits},
     error::{Error, Result},
+    exact,
     format::{
         bytes::Reader,
         chunk::{ChunkHeader, CodecId},
         digest::unseal,
         segments::{self, SEGMENT_BYTES_RANGE},
     },
+    kvtc,
     layout::{KvBlock, KvLayout},
     plan::{KvtcProfile, Plan, PlanId},
     planes::{fp8, lossless},
-    side::SideContext,
-    stages::{deflate::inflate, escape::ESCAPE_BYTES, order::Order, quantize::Steps, rope::RopeTable},
-    tokens::{Group, Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
+    predict::TokenFeatures,
+    stages::{deflate::inflate, quantize::Steps},
+    tokens::{Roles, SINKS, WINDOW, shift_table_len, unpack_shifts},
 };
 
 /// Turns chunks back into stretches of cache.
@@ -31,6 +33,7 @@ pub struct Decoder {
     plan: Option<Arc<Plan>>,
     limits: Limits,
     announced: Option<Coding>,
+    features: Option<Arc<dyn TokenFeatures>>,
 }
 
 impl Decoder {
@@ -49,7 +52,7 @@ impl Decoder {
         if let Some(plan) = &plan {
             plan.check(&layout, model_fingerprint)?;
         }
-        Ok(Self { layout, model: model_fingerprint, plan, limits, announced: None })
+        Ok(Self { layout, model: model_fingerprint, plan, limits, announced: None, features: None })
     }
 
     /// Refuses chunks that are coded otherwise than their sender has announced.
@@ -58,11 +61,17 @@ impl Decoder {
         Self { announced: Some(coding), ..self }
     }
 
+    /// Tells the decoder what the model knows of a token by its id. Chunks of a plan with a predictor need it.
+    #[must_use]
+    pub fn predicting(self, features: Arc<dyn TokenFeatures>) -> Self {
+        Self { features: Some(features), ..self }
+    }
+
     /// Decodes one chunk.
     ///
     /// # Errors
     /// [`Error::LimitExceeded`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`],
-    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`] or
+    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::FeaturesMissing`], [`Error::PlanMismatch`] or
     /// [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
         limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
@@ -108,7 +117,7 @@ impl Decoder {
         if header.plan != plan.id() {
             return Err(Error::PlanMismatch { expected: plan.id(), got: header.plan });
         }
-        check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE)
+        check_roles(header, plan.kvtc().sinks, WINDOW, SEGMENT_BYTES_RANGE)
     }
 
     fn decode_lossless(&self, header: &ChunkHeader, reader: Reader<'_>) -> Result<KvBlock> {
@@ -131,10 +140,9 @@ impl Decoder {
         let len = 2 * exact_len + fp8::payload_len(&self.layout, tokens - exact);
         let payload = read_payload(header, len, reader)?;
         let (exact_bytes, coded) = payload.split_at(2 * exact_len);
-        let (plane, exact_values) = (tokens * self.layout.head_dim, exact * self.layout.head_dim);
         let mut sides = [(); 2].map(|()| vec![bf16::ZERO; tokens * self.layout.features()]);
         for (side, bytes) in sides.iter_mut().zip([&exact_bytes[..exact_len], &exact_bytes[exact_len..]]) {
-            restore_exact(bytes, exact_values, plane, side);
+            exact::restore(bytes, tokens, self.layout.head_dim, 0..exact, side);
         }
         fp8::decode(&self.layout, tokens, exact, coded, &mut sides)?;
         let [keys, values] = sides;
@@ -159,64 +167,12 @@ impl Decoder {
         profile: &KvtcProfile,
         mut reader: Reader<'_>,
     ) -> Result<KvBlock> {
-        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
-        let roles = Roles::of(header.place(), header.sinks, header.window);
-        let shifts = read_shifts(header, &roles, &mut reader)?;
-        let groups = groups(&roles, shifts.as_deref());
-        let exact_len = roles.exact.len() * self.layout.features() * size_of::<bf16>();
-        let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
-        let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
-        let payload_len = 2 * exact_len + keys.len + values.len;
-        let payload = read_payload(header, payload_len, reader)?;
-        let (exact_keys, rest) = payload.split_at(exact_len);
-        let (exact_values, rest) = rest.split_at(exact_len);
-        let (key_bytes, value_bytes) = rest.split_at(keys.len);
-
-        let rope = RopeTable::new(&self.layout, first_token, tokens);
-        let decode = |part: &SidePart<'_>, exact: &[u8], bytes: &[u8], rope: Option<&RopeTable>| {
-            let (space, order, groups) = (part.space, &part.order, groups.as_slice());
-            let mut cache = vec![bf16::ZERO; tokens * self.layout.features()];
-            restore_exact(
-                exact,
-                roles.exact.len() * self.layout.head_dim,
-                tokens * self.layout.head_dim,
-                &mut cache,
-            );
-            let context = SideContext { layout: &self.layout, space, order, groups, rope, tokens };
-            context.decode(bytes, &mut cache).map(|()| cache)
-        };
-        let (keys, values) = rayon::join(
-            || decode(&keys, exact_keys, key_bytes, Some(&rope)),
-            || decode(&values, exact_values, value_bytes, None),
-        );
-        Ok(KvBlock { first_token, tokens, keys: keys?, values: values? })
-    }
-}
-
-/// One side's share of the payload, known from the header.
-struct SidePart<'a> {
-    space: &'a crate::plan::space::Space,
-    order: Order,
-    /// Bytes of packed symbols and escapes.
-    len: usize,
-}
-
-impl<'a> SidePart<'a> {
-    fn of(
-        profile: &'a KvtcProfile,
-        side: Side,
-        steps: &Steps,
-        groups: &[Group],
-        escapes: u32,
-    ) -> Result<Self> {
-        let space = profile.space(side);
-        let order = Order::of(space, side, steps, groups);
-        if escapes as usize > order.symbols {
-            let detail = format!("{escapes} escapes among {} symbols", order.symbols);
-            return Err(Error::corrupt("chunk header", detail));
-        }
-        let len = order.packed_len(space) + escapes as usize * ESCAPE_BYTES;
-        Ok(Self { space, order, len })
+        let parts = kvtc::Parts::of(header, profile, self.layout.features())?;
+        let body_shifts = read_shifts(header, &parts.roles, &mut reader)?;
+        let len = parts.check_payload(header, self.layout.features())?;
+        let payload = read_payload(header, len, reader)?;
+        let features = self.features.as_deref();
+        kvtc::decode(header, (profile, &parts), &self.layout, features, body_shifts.as_deref(), &payload)
     }
 }
 
@@ -284,15 +240,4 @@ fn read_shifts(header: &ChunkHeader, roles: &Roles, reader: &mut Reader<'_>) -> 
     }
     let packed = reader.take(shift_table_len(roles.body.len()))?;
     unpack_shifts(packed, roles.body.len()).map(Some)
-}
-
-/// Puts exact elements (low bytes, then high bytes) at the start of every plane of a cache.
-fn restore_exact(planes: &[u8], exact_per_plane: usize, elements_per_plane: usize, cache: &mut [bf16]) {
-    let (low, high) = planes.split_at(planes.len() / 2);
-    let mut elements = low.iter().zip(high).map(|(&low, &high)| bf16::from_le_bytes([low, high]));
-    for plane in cache.chunks_exact_mut(elements_per_plane) {
-        for (to, from) in plane[..exact_per_plane].iter_mut().zip(&mut elements) {
-            *to = from;
-        }
-    }
 }

@@ -56,6 +56,11 @@ pub enum Error {
         /// The codec.
         codec: &'static str,
     },
+    /// The plan predicts a cache from the prompt's tokens, and encoder or decoder was not told what is known of them.
+    #[error(
+        "the plan predicts caches from token ids; give the codec the model's token features (and the encoder the prompt's ids)"
+    )]
+    FeaturesMissing,
     /// The chunk was coded with another plan; both ends must load the same plan file.
     #[error("chunk was coded with plan {got}, the loaded plan is {expected}")]
     PlanMismatch {
