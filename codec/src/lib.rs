@@ -12,6 +12,7 @@ mod error;
 mod exact;
 pub mod fit;
 mod format;
+pub mod importance;
 pub mod inspect;
 mod kvtc;
 mod layout;
