@@ -4,7 +4,7 @@
 use cluster_tests::Kit;
 use cluster_tests::kit::{model_dir, tasks};
 use codec::{CodecKind, Coding};
-use kvferry::eval::{Input, PromptRow, Sets, Subject, measure};
+use kvferry::eval::{Input, PromptRow, Sets, Subject, Way, measure};
 use serde_json::json;
 
 const MAX_TOKENS: u32 = 24;
@@ -20,13 +20,12 @@ async fn a_prompt_has_the_same_bytes_and_the_same_answer_as_in_a_cluster() {
         for coding in [Coding::RAW, Coding { kind: CodecKind::Kvtc, tier: 32 }] {
             let mut extra =
                 json!({"kv_codec": coding.kind.name(), "kv_tier": coding.tier.max(4), "stop": "\n"});
-            extra["kv_mode"] = json!("stream");
             let answer = kit.complete(&prompt, MAX_TOKENS, extra).await;
             let said = answer.choices[0].text.trim().to_owned();
             let transfer = answer.kv_transfer.unwrap();
             let row = PromptRow { line: 1, input: Input::Text(prompt.clone()), answer: said, later: vec![] };
             let sets = Sets { prompts: vec![row], ..Sets::default() };
-            let score = measure(&subject, &sets, &[coding]).unwrap().remove(0);
+            let score = measure(&subject, &sets, &[Way::usual(coding)]).unwrap().remove(0);
             assert_eq!(score.em, Some(1.0), "{coding}");
             let wire_bytes = transfer.raw_bytes as f64 / score.whole_ratio;
             assert!(

@@ -3,17 +3,16 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use codec::inspect::{Item, Part, Value, inspect};
-use codec::{CodecKind, Coding, Encoder, Plan, TIERS};
+use codec::{CodecKind, Coding, Plan, TIERS};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use half::bf16;
 use model::{KvCache, Sampling};
 use node::args::default_model_dir;
-use node::prompt::{Progress, export};
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, pieces, shifts};
 use node::{Loaded, PromptPass};
 use openai::Tokenizer;
 use rand::SeedableRng;
@@ -108,17 +107,17 @@ fn write_sample(args: &Args, kind: CodecKind) -> anyhow::Result<()> {
     let task = retrieval(&mut ChaCha8Rng::seed_from_u64(1), args.tokens, count);
     let tokens = tokenizer.encode(&task.prompt)?;
     let coding = Coding { kind, tier: args.tier };
-    let (layout, model) = (loaded.layout.clone(), loaded.llama.fingerprint());
-    let encoder = Encoder::new(layout, model, loaded.plan.as_ref().map(Arc::clone), coding, tokens.len())?;
+    let encoder = loaded.encoder(coding, &tokens)?;
     let mut cache: KvCache<bf16> = KvCache::new(loaded.llama.config(), tokens.len());
-    let mut pass = PromptPass::new(tokens, CHUNK);
-    loop {
-        let (range, progress) = pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?;
-        out.write_all(&encoder.encode(&export(&cache, range)?)?)?;
-        if let Progress::FirstToken(_) = progress {
-            return Ok(());
-        }
+    let mut pass = PromptPass::new(tokens, CHUNK).collecting(loaded.layer_weights());
+    while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
+    let shifts = pass.into_received().filter(|_| kind == CodecKind::Kvtc).map(|received| shifts(&received));
+    let longest = if shifts.is_some() { AFTER_CHUNK_TOKENS } else { CHUNK };
+    for tokens in pieces(cache.len(), longest) {
+        let shifts = shifts.as_ref().map(|shifts| &shifts[tokens.clone()]);
+        out.write_all(&encoder.encode_with_shifts(&export(&cache, tokens)?, shifts)?)?;
     }
+    Ok(())
 }
 
 /// Parts of the same name together, in the order of their first.

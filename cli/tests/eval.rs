@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use codec::{CodecKind, Coding};
-use kvferry::eval::{Input, Later, PromptRow, Protocol, Score, Sets, Subject, measure};
+use kvferry::eval::{Input, Later, PromptRow, Protocol, Score, Sets, Subject, Way, measure};
 use kvferry::prompts::{Document, Family, Filler, document, retrieval, text_tokens};
 use openai::{ChatMessage, ChatTemplate};
 use rand::SeedableRng;
@@ -53,7 +53,7 @@ fn windows(protocol: &Protocol) -> Vec<Vec<u32>> {
 fn raw_changes_nothing_and_quality_falls_with_bytes() {
     let protocol = Protocol { cache_tokens: 320, ahead_tokens: 48, near_tokens: 32 };
     let sets = Sets { prompts: prompts(), windows: windows(&protocol), protocol };
-    let scores = measure(&SUBJECT, &sets, &[Coding::RAW, kvtc(4), kvtc(24), kvtc(128)]).unwrap();
+    let scores = measure(&SUBJECT, &sets, &[Coding::RAW, kvtc(4), kvtc(24), kvtc(128)].map(Way::usual)).unwrap();
     let [raw, fine, middle, coarse] = <[Score; 4]>::try_from(scores).unwrap();
     assert_eq!((raw.kl, raw.dnll, raw.agree), (Some(0.0), Some(0.0), Some(1.0)));
     assert_eq!((raw.kl_far, raw.rel_k, raw.rel_v), (Some(0.0), Some(0.0), Some(0.0)));
@@ -76,7 +76,7 @@ fn what_was_not_asked_for_is_none_and_a_short_prompt_has_no_body() {
     let row =
         PromptRow { line: 1, input: Input::Text("The linker".into()), answer: "x".into(), later: vec![] };
     let sets = Sets { prompts: vec![row], ..Sets::default() };
-    let [score] = <[Score; 1]>::try_from(measure(&SUBJECT, &sets, &[kvtc(32)]).unwrap()).unwrap();
+    let [score] = <[Score; 1]>::try_from(measure(&SUBJECT, &sets, &[Way::usual(kvtc(32))]).unwrap()).unwrap();
     assert_eq!((score.n, score.em), (Some(1), Some(0.0)));
     assert_eq!((score.kl, score.em_later, score.body_ratio, score.rel_k), (None, None, None, None));
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use codec::{Coding, Decoder, Limits};
+use codec::{Coding, Limits};
 use node::Loaded;
 use node::failure::{internal, transfer};
 use node::prompt::import;
@@ -40,9 +40,7 @@ fn import_all(
     mut chunks: mpsc::Receiver<Bytes>,
 ) -> Imported {
     let limits = Limits { max_tokens: session.prompt_tokens, ..Limits::default() };
-    let (layout, plan) = (loaded.layout.clone(), loaded.plan.clone());
-    let decoder =
-        Decoder::new(layout, loaded.llama.fingerprint(), plan, limits).map_err(internal)?.announced(coding);
+    let decoder = loaded.decoder(limits).map_err(internal)?.announced(coding);
     let (mut spent, mut next) = (Duration::ZERO, 0);
     while let Some(chunk) = chunks.blocking_recv() {
         let started = Instant::now();

@@ -19,20 +19,40 @@ const KEY_BLOCK: usize = 256;
 /// Below this many multiply-adds, waking other threads costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 17;
 
-/// Attention that each token of a sequence received from its last queries, summed over layers and heads.
+/// Attention that each token of a sequence received from its last queries, summed over layers and heads: that of the very last ones
+/// apart from that of those before them.
 #[derive(Debug, Clone)]
 pub struct ReceivedAttention {
     /// Queries at this position and after count.
     pub first_query: usize,
-    /// One sum per token, grown as tokens are seen.
-    pub sums: Vec<f32>,
+    /// Queries at this position and after are the nearest.
+    pub first_nearest: usize,
+    /// One sum per token over the queries before the nearest, grown as tokens are seen.
+    pub earlier: Vec<f32>,
+    /// One sum per token over the nearest queries.
+    pub nearest: Vec<f32>,
+    /// What a layer's attention counts; 1 where there is no entry.
+    layer_weights: Vec<f32>,
 }
 
 impl ReceivedAttention {
-    /// Counts the last `queries` of a prompt of `prompt_tokens`.
+    /// Counts the last `queries` of a prompt of `prompt_tokens`, the last `nearest` of them apart.
     #[must_use]
-    pub fn of_last(queries: usize, prompt_tokens: usize) -> Self {
-        Self { first_query: prompt_tokens.saturating_sub(queries), sums: vec![0.0; prompt_tokens] }
+    pub fn of_last(queries: usize, nearest: usize, prompt_tokens: usize) -> Self {
+        let first_query = prompt_tokens.saturating_sub(queries);
+        Self {
+            first_query,
+            first_nearest: prompt_tokens.saturating_sub(nearest).max(first_query),
+            earlier: vec![0.0; prompt_tokens],
+            nearest: vec![0.0; prompt_tokens],
+            layer_weights: Vec::new(),
+        }
+    }
+
+    /// Lets each layer's attention count as much as its weight says, those beyond the list 1.
+    #[must_use]
+    pub fn weighted(self, layer_weights: &[f32]) -> Self {
+        Self { layer_weights: layer_weights.to_vec(), ..self }
     }
 }
 
@@ -167,22 +187,29 @@ fn add_received<E: KvElement>(config: &Config, layer: usize, view: &mut View<'_,
     let tiles: Vec<_> = (0..config.kv_heads)
         .map(|kv_head| Tile { cache, kv_head, row: first - view.position, queries: first..end })
         .collect();
-    let partial: Vec<Vec<f32>> =
-        tiles.par_iter().map(|tile| received_by_tile(config, layer, tile, queries)).collect();
-    if received.sums.len() < end {
-        received.sums.resize(end, 0.0);
+    let first_nearest = received.first_nearest;
+    let partial: Vec<[Vec<f32>; 2]> =
+        tiles.par_iter().map(|tile| received_by_tile(config, layer, tile, queries, first_nearest)).collect();
+    for sums in [&mut received.earlier, &mut received.nearest] {
+        if sums.len() < end {
+            sums.resize(end, 0.0);
+        }
     }
-    for sums in partial {
-        received.sums.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    let weight = received.layer_weights.get(layer).copied().unwrap_or(1.0);
+    for [earlier, nearest] in partial {
+        received.earlier.iter_mut().zip(earlier).for_each(|(total, sum)| *total += weight * sum);
+        received.nearest.iter_mut().zip(nearest).for_each(|(total, sum)| *total += weight * sum);
     }
 }
 
+/// What a tile's queries before `first_nearest` hand out, and what the others do.
 fn received_by_tile<E: KvElement>(
     config: &Config,
     layer: usize,
     tile: &Tile<'_, E>,
     queries: &[f32],
-) -> Vec<f32> {
+    first_nearest: usize,
+) -> [Vec<f32>; 2] {
     let (dim, tokens, keys) = (config.head_dim, tile.queries.len(), tile.queries.end);
     let q = gather(config, tile, queries);
     let rows = config.group() * tokens;
@@ -195,10 +222,11 @@ fn received_by_tile<E: KvElement>(
         simd::widen(tile.cache.keys(head, block), &mut widened);
         matmul((rows, dim, width), &q, &widened, Rhs::Transposed, &mut scores[start..], keys, false);
     }
-    let mut sums = vec![0f32; keys];
+    let mut sums = [vec![0f32; keys], vec![0f32; keys]];
     for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-        let visible = tile.queries.start + row % tokens + 1;
-        simd::add_softmax(&mut scores[..visible], &mut sums);
+        let query = tile.queries.start + row % tokens;
+        let sums = &mut sums[usize::from(query >= first_nearest)];
+        simd::add_softmax(&mut scores[..=query], sums);
     }
     sums
 }

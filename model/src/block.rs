@@ -65,10 +65,15 @@ impl Block {
         self.qkv.outputs()
     }
 
+    /// The rows `x` `[rows, hidden]` as the attention's projections see them, in place.
+    pub(crate) fn normalise(&self, x: &mut [f32]) {
+        simd::rms_norm(x, &self.input_norm, self.eps);
+    }
+
     /// Queries, keys and values of the tile `x` `[rows, hidden]`, before RoPE, to `out` `[rows, qkv_features]`.
     pub(crate) fn project(&self, x: &[f32], out: &mut [f32], spread: Spread) {
         let mut normed = x.to_vec();
-        simd::rms_norm(&mut normed, &self.input_norm, self.eps);
+        self.normalise(&mut normed);
         spread.product(&self.qkv, &normed, out, false);
     }
 

@@ -101,6 +101,18 @@ impl Llama {
         &self.inv_freq
     }
 
+    /// What the first block's attention sees of a token, `[hidden]`: its normalised embedding. The first layer's keys (before RoPE) and
+    /// values are linear in it.
+    ///
+    /// # Panics
+    /// For a token outside of the vocabulary.
+    pub fn token_features(&self, token: u32, out: &mut [f32]) {
+        out.copy_from_slice(self.embedding.row(token as usize));
+        if let Some(first) = self.blocks.first() {
+            first.normalise(out);
+        }
+    }
+
     /// Runs the tokens of every sequence after what its cache holds, and appends their keys and values.
     ///
     /// Returns logits, `[rows, vocab]` row-major, rows as `logits` asks.

@@ -138,18 +138,21 @@ fn received_attention_sums_to_its_queries_whatever_the_chunks() {
     let ids = tokens(150);
     let run = |chunk: usize| {
         let mut cache = KvCache::<f32>::new(model.config(), 150);
-        let mut received = ReceivedAttention::of_last(40, 150);
+        let mut received = ReceivedAttention::of_last(40, 10, 150);
         for tokens in ids.chunks(chunk) {
             let sequence = Sequence { cache: &mut cache, tokens, received: Some(&mut received) };
             model.forward(&mut [sequence], LogitsOf::LastToken).unwrap();
         }
-        received.sums
+        (received.earlier, received.nearest)
     };
-    let whole = run(150);
+    let (earlier, nearest) = run(150);
     // Each query hands out 1 per head and layer.
-    assert!((whole.iter().sum::<f32>() - 40.0 * 6.0 * 3.0).abs() < 0.05);
-    assert!(whole.iter().all(|s| *s > 0.0));
-    assert_close(&whole, &run(32), 1e-3);
+    assert!((earlier.iter().sum::<f32>() - 30.0 * 6.0 * 3.0).abs() < 0.05);
+    assert!((nearest.iter().sum::<f32>() - 10.0 * 6.0 * 3.0).abs() < 0.05);
+    assert!(nearest.iter().all(|s| *s > 0.0) && earlier[141..].iter().all(|s| *s == 0.0));
+    let (earlier_in_chunks, nearest_in_chunks) = run(32);
+    assert_close(&earlier, &earlier_in_chunks, 1e-3);
+    assert_close(&nearest, &nearest_in_chunks, 1e-3);
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod args;
 pub mod capacity;
 pub mod digest;
 pub mod failure;
+pub mod features;
 pub mod link;
 pub mod loaded;
 pub mod membership;

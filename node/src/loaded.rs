@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use codec::{KvLayout, Plan};
+use codec::{Coding, Decoder, Encoder, KvLayout, Limits, Plan, TokenFeatures};
 use model::Llama;
 use transport::ids::NodeId;
 use transport::message::{Hello, ModelIdentity, Role};
 
 use crate::args::served_name;
+use crate::features::Vocabulary;
 
 /// Name of the plan that is picked up from a model directory by default.
 pub const PLAN_FILE: &str = "plan.kvtc";
@@ -19,7 +20,7 @@ pub struct Loaded {
     /// Served model id.
     pub model_id: String,
     /// The model.
-    pub llama: Llama,
+    pub llama: Arc<Llama>,
     /// What the codec has to know of its cache.
     pub layout: KvLayout,
     /// Calibrated plan; without it only plan-free codecs can be spoken.
@@ -71,9 +72,41 @@ impl Loaded {
     /// # Errors
     /// For a directory that is no Llama.
     pub fn without_plan(model_dir: &Path) -> Result<Self, LoadError> {
-        let llama = Llama::load(model_dir)?;
+        let llama = Arc::new(Llama::load(model_dir)?);
         let layout = layout(&llama);
         Ok(Self { model_id: served_name(None, model_dir), llama, layout, plan: None })
+    }
+
+    /// An encoder for a prompt of these tokens.
+    ///
+    /// # Errors
+    /// What the codec refuses: no plan where one is needed, a tier that it does not have.
+    pub fn encoder(&self, coding: Coding, prompt: &[u32]) -> codec::Result<Encoder> {
+        let (layout, plan) = (self.layout.clone(), self.plan.clone());
+        let encoder = Encoder::new(layout, self.llama.fingerprint(), plan, coding, prompt.len())?;
+        encoder.predicting(self.token_features(), Arc::from(prompt))
+    }
+
+    /// A decoder for chunks of this model's caches.
+    ///
+    /// # Errors
+    /// What the codec refuses.
+    pub fn decoder(&self, limits: Limits) -> codec::Result<Decoder> {
+        let (layout, plan) = (self.layout.clone(), self.plan.clone());
+        let decoder = Decoder::new(layout, self.llama.fingerprint(), plan, limits)?;
+        Ok(decoder.predicting(self.token_features()))
+    }
+
+    /// What attention in each layer is worth to the codec's choice of steps.
+    #[must_use]
+    pub fn layer_weights(&self) -> Option<&[f32]> {
+        self.plan.as_deref().and_then(Plan::layer_weights)
+    }
+
+    /// What the codec may know of tokens.
+    #[must_use]
+    pub fn token_features(&self) -> Arc<dyn TokenFeatures> {
+        Arc::new(Vocabulary(Arc::clone(&self.llama)))
     }
 
     /// What peers compare before a cache may pass between them.

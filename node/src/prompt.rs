@@ -3,9 +3,12 @@
 
 use std::ops::Range;
 
-use codec::KvBlock;
+use codec::{KvBlock, importance};
 use half::bf16;
 use model::{KvCache, Llama, LogitsOf, ReceivedAttention, Sampling, Sequence};
+
+/// Tokens of a chunk that is coded after its prompt, by default: longer ones code hardly better, shorter ones start sending sooner.
+pub const AFTER_CHUNK_TOKENS: usize = 2048;
 
 /// A prompt on its way through the model.
 #[derive(Debug)]
@@ -31,18 +34,20 @@ impl PromptPass {
         Self { tokens, chunk: chunk.max(1), received: None }
     }
 
-    /// Also sums up the attention that each token receives from the prompt's last `queries`, for [`Self::into_received`].
+    /// Also sums up the attention that each token receives from the prompt's last queries, for [`Self::into_received`]; each layer's
+    /// counts as much as its weight says, all the same where there are none.
     #[must_use]
-    pub fn collecting(mut self, queries: usize) -> Self {
-        self.received = Some(ReceivedAttention::of_last(queries, self.tokens.len()));
+    pub fn collecting(mut self, layer_weights: Option<&[f32]>) -> Self {
+        let tokens = self.tokens.len();
+        let received = ReceivedAttention::of_last(importance::QUERIES, importance::NEAREST, tokens);
+        self.received = Some(received.weighted(layer_weights.unwrap_or_default()));
         self
     }
 
-    /// What each token of the prompt received, summed over layers and heads, once the pass is done; none if it was not
-    /// collected.
+    /// What each token of the prompt received, once the pass is done; none if it was not collected.
     #[must_use]
-    pub fn into_received(self) -> Option<Vec<f32>> {
-        self.received.map(|received| received.sums)
+    pub fn into_received(self) -> Option<ReceivedAttention> {
+        self.received
     }
 
     /// Runs the next chunk after what `cache` holds; the range says which tokens it was.
@@ -79,6 +84,12 @@ pub fn export(cache: &KvCache<bf16>, tokens: Range<usize>) -> model::Result<KvBl
     Ok(KvBlock { first_token, tokens: count, keys, values })
 }
 
+/// The steps' shifts of a prompt's tokens, by the attention that they received.
+#[must_use]
+pub fn shifts(received: &ReceivedAttention) -> Vec<i8> {
+    importance::shifts(&importance::Received { earlier: &received.earlier, nearest: &received.nearest })
+}
+
 /// Copies a decoded block into a cache at its place.
 ///
 /// # Errors
@@ -86,4 +97,32 @@ pub fn export(cache: &KvCache<bf16>, tokens: Range<usize>) -> model::Result<KvBl
 pub fn import(cache: &mut KvCache<bf16>, block: &KvBlock) -> model::Result<()> {
     let tokens = block.first_token..block.first_token + block.tokens;
     cache.write_range(tokens, &block.keys, &block.values)
+}
+
+/// Cuts `tokens` into as few pieces as possible of up to `largest`, all of nearly the same size: a short last one would code
+/// badly.
+#[must_use = "iterators do nothing until they are used"]
+pub fn pieces(tokens: usize, largest: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = tokens.div_ceil(tokens.div_ceil(largest.max(1)).max(1)).max(1);
+    (0..tokens).step_by(size).map(move |start| start..(start + size).min(tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_everything_and_are_about_the_same() {
+        for (tokens, largest, expected) in [
+            (0, 2048, &[][..]),
+            (1, 2048, &[(0, 1)]),
+            (2048, 2048, &[(0, 2048)]),
+            (2049, 2048, &[(0, 1025), (1025, 2049)]),
+            (10, 4, &[(0, 4), (4, 8), (8, 10)]),
+            (3, 1, &[(0, 1), (1, 2), (2, 3)]),
+        ] {
+            let cut: Vec<_> = pieces(tokens, largest).map(|piece| (piece.start, piece.end)).collect();
+            assert_eq!(cut, expected, "{tokens} by {largest}");
+        }
+    }
 }

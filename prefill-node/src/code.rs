@@ -1,15 +1,14 @@
 //! Codes what the engine gives, on a thread of its own: blocks as they come, or the whole cache in pieces once the prompt is
 //! done and it is known which of its tokens were read.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
-use codec::{Encoder, KvBlock, importance};
+use codec::{Encoder, KvBlock};
 use half::bf16;
-use model::KvCache;
+use model::{KvCache, ReceivedAttention};
 use node::failure::internal;
-use node::prompt::export;
+use node::prompt::{export, pieces, shifts};
 use node::units::ms;
 use tokio::sync::mpsc;
 use transport::message::{Failure, PrefillStats};
@@ -72,8 +71,13 @@ impl Coder<'_> {
         }
     }
 
-    fn whole(&mut self, cache: &KvCache<bf16>, received: &[f32], chunk: usize) -> Result<(), Over> {
-        let shifts = importance::shifts(received, cache.len());
+    fn whole(
+        &mut self,
+        cache: &KvCache<bf16>,
+        received: &ReceivedAttention,
+        chunk: usize,
+    ) -> Result<(), Over> {
+        let shifts = shifts(received);
         for tokens in pieces(cache.len(), chunk) {
             match export(cache, tokens.clone()) {
                 Ok(block) => self.block(&block, Some(&shifts[tokens]))?,
@@ -100,32 +104,5 @@ impl Coder<'_> {
     fn fail(&self, error: impl std::fmt::Display) -> Result<(), Over> {
         self.say(Coded::Failed(internal(error)))?;
         Err(Over)
-    }
-}
-
-/// Cuts `tokens` into as few pieces as possible of up to `largest`, all of nearly the same size: a short last one would code
-/// badly.
-fn pieces(tokens: usize, largest: usize) -> impl Iterator<Item = Range<usize>> {
-    let size = tokens.div_ceil(tokens.div_ceil(largest.max(1)).max(1)).max(1);
-    (0..tokens).step_by(size).map(move |start| start..(start + size).min(tokens))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_cover_everything_and_are_about_the_same() {
-        for (tokens, largest, expected) in [
-            (0, 2048, &[][..]),
-            (1, 2048, &[(0, 1)]),
-            (2048, 2048, &[(0, 2048)]),
-            (2049, 2048, &[(0, 1025), (1025, 2049)]),
-            (10, 4, &[(0, 4), (4, 8), (8, 10)]),
-            (3, 1, &[(0, 1), (1, 2), (2, 3)]),
-        ] {
-            let cut: Vec<_> = pieces(tokens, largest).map(|piece| (piece.start, piece.end)).collect();
-            assert_eq!(cut, expected, "{tokens} by {largest}");
-        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use node::NodeArgs;
+use node::prompt::AFTER_CHUNK_TOKENS;
 
 use crate::MAX_CHUNK_BYTES;
 
@@ -15,7 +16,7 @@ pub struct Config {
     pub node: NodeArgs,
     /// Tokens of a cache that are coded and sent as one chunk once the prompt is done (kv_mode "after"), less where so many
     /// would not fit a frame: large chunks code better, small ones overlap coding with the wire.
-    #[arg(long, env = "KVFERRY_AFTER_CHUNK_TOKENS", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    #[arg(long, env = "KVFERRY_AFTER_CHUNK_TOKENS", default_value_t = AFTER_CHUNK_TOKENS as u32, value_parser = clap::value_parser!(u32).range(16..=8192))]
     pub after_chunk_tokens: u32,
     /// How long reaching a decode node may take, in seconds.
     #[arg(long, env = "KVFERRY_DIAL_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
@@ -29,7 +30,7 @@ impl Config {
     /// Settings of a node inside another process, everything at its default but for the shared flags.
     #[must_use]
     pub fn local(node: NodeArgs) -> Self {
-        Self { node, after_chunk_tokens: 2048, dial_seconds: 5, accept_seconds: 30 }
+        Self { node, after_chunk_tokens: AFTER_CHUNK_TOKENS as u32, dial_seconds: 5, accept_seconds: 30 }
     }
 
     /// Tokens of a chunk that is coded after the prompt, for caches of so many bytes a token.

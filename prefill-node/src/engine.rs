@@ -3,9 +3,9 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use codec::{KvBlock, importance};
+use codec::KvBlock;
 use half::bf16;
-use model::{KvCache, Sampling};
+use model::{KvCache, ReceivedAttention, Sampling};
 use node::failure::EngineFault;
 use node::failure::fail;
 use node::prompt::{Progress, PromptPass, export};
@@ -22,7 +22,7 @@ pub(crate) enum FromEngine {
     /// A chunk's cache, while the next one computes.
     Block(KvBlock),
     /// The prompt's cache, handed over rather than copied, and the attention that each token received.
-    Whole { cache: KvCache<bf16>, received: Vec<f32> },
+    Whole { cache: KvCache<bf16>, received: ReceivedAttention },
     /// The prompt is done.
     Done(Done),
     /// The model refused or broke.
@@ -128,7 +128,7 @@ fn run_prompt(loaded: &Loaded, chunk: usize, prompt_tokens: &Counter, job: &Job)
     let mut cache = KvCache::<bf16>::new(loaded.llama.config(), job.tokens.len());
     let mut pass = PromptPass::new(job.tokens.clone(), chunk);
     if job.mode == KvMode::After {
-        pass = pass.collecting(importance::QUERIES);
+        pass = pass.collecting(loaded.layer_weights());
     }
     while job.wanted.strong_count() > 0 {
         let started = Instant::now();

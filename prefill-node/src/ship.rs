@@ -42,7 +42,7 @@ impl Shipper {
     /// Runs, codes and delivers a prompt. Dropping the future cancels all three.
     pub(crate) async fn deliver(&self, prefill: Prefill) -> Result<(), Failure> {
         let tokens = prefill.token_ids.len();
-        let encoder = self.encoder(&prefill.coding, tokens)?;
+        let encoder = self.encoder(&prefill.coding, &prefill.token_ids)?;
         let wanted = Wanted::new();
         let mode = prefill.coding.mode;
         let blocks = self.engine.submit(prefill.token_ids, mode, sampling(&prefill.sampling), &wanted)?;
@@ -71,7 +71,7 @@ impl Shipper {
         Ok(())
     }
 
-    fn encoder(&self, coding: &KvCoding, tokens: usize) -> Result<Encoder, Failure> {
+    fn encoder(&self, coding: &KvCoding, prompt: &[u32]) -> Result<Encoder, Failure> {
         let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
         if coding.mode == KvMode::After && kind != CodecKind::Kvtc {
             return Err(invalid(format!(
@@ -79,8 +79,7 @@ impl Shipper {
             )));
         }
         let coding = Coding { kind, tier: coding.tier };
-        let (layout, plan) = (self.loaded.layout.clone(), self.loaded.plan.clone());
-        Encoder::new(layout, self.loaded.llama.fingerprint(), plan, coding, tokens).map_err(invalid)
+        self.loaded.encoder(coding, prompt).map_err(invalid)
     }
 
     async fn open(&self, target: &DecodeTarget) -> Result<Stream, Failure> {

@@ -61,9 +61,7 @@ impl Subject {
         let task = retrieval(&mut ChaCha8Rng::seed_from_u64(1), args.tokens, count);
         let tokens = tokenizer.encode(&task.prompt)?;
         let coding = Coding { kind: CodecKind::Kvtc, tier };
-        let (layout, model) = (&loaded.layout, loaded.llama.fingerprint());
-        let encoder = Encoder::new(layout.clone(), model, Some(Arc::clone(&plan)), coding, tokens.len())?;
-        let decoder = Decoder::new(layout.clone(), model, Some(Arc::clone(&plan)), Limits::default())?;
+        let (encoder, decoder) = (loaded.encoder(coding, &tokens)?, loaded.decoder(Limits::default())?);
         Ok(Self { loaded, plan, tier, tokens, encoder, decoder })
     }
 

@@ -3,75 +3,63 @@
 use half::bf16;
 use indicatif::ProgressBar;
 use model::{KvCache, Sampling};
-use node::prompt::{Progress, export};
+use node::prompt::{Progress, export, shifts};
 use node::{Loaded, PromptPass};
-use openai::Tokenizer;
 
-/// Longest document of the short half, in tokens.
-const SHORT_TOKENS: usize = 1024;
-/// Shorter documents say nothing about long contexts.
-const MIN_TOKENS: usize = 64;
+use super::documents::Documents;
+
 /// Attention sinks: the codec sends them exact, so they have no place in its statistics.
-const SINK_TOKENS: usize = 4;
+pub(super) const SINK_TOKENS: usize = 4;
 const CHUNK: usize = 512;
 
-/// Documents cut so that half of the tokens come from short ones and half from long ones.
+/// One document's cache, without the sinks.
 #[derive(Debug)]
-pub(crate) struct Documents<'a> {
-    texts: std::slice::Iter<'a, String>,
-    tokenizer: &'a Tokenizer,
-    long_tokens: usize,
-    short_seen: usize,
-    long_seen: usize,
+pub(crate) struct Document {
+    /// The whole document.
+    pub(crate) ids: Vec<u32>,
+    /// `[tokens - sinks, features]`, RoPE undone.
+    pub(crate) keys: Vec<f32>,
+    /// `[tokens - sinks, features]`.
+    pub(crate) values: Vec<f32>,
+    /// One per token, as if the document were a prompt.
+    pub(crate) shifts: Vec<i8>,
 }
 
-impl<'a> Documents<'a> {
-    /// Over `texts` in their order; no document exceeds `long_tokens`.
-    pub(crate) fn new(texts: &'a [String], tokenizer: &'a Tokenizer, long_tokens: usize) -> Self {
-        Self { texts: texts.iter(), tokenizer, long_tokens, short_seen: 0, long_seen: 0 }
+impl Document {
+    /// Runs a document through the model; `layers` says what their attention is worth.
+    pub(crate) fn run(loaded: &Loaded, ids: Vec<u32>, layers: Option<&[f32]>) -> anyhow::Result<Self> {
+        let mut cache = KvCache::<bf16>::new(loaded.llama.config(), ids.len());
+        let mut pass = PromptPass::new(ids.clone(), CHUNK).collecting(layers);
+        while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
+        let (keys, values) = codec::fit::rows(&export(&cache, SINK_TOKENS..ids.len())?, &loaded.layout)?;
+        let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+        Ok(Self { ids, keys, values, shifts })
     }
 
-    /// Next document's tokens, none when the texts are used up.
-    pub(crate) fn next(&mut self) -> anyhow::Result<Option<Vec<u32>>> {
-        for text in self.texts.by_ref() {
-            let mut tokens = self.tokenizer.encode(text)?;
-            let want_long = self.long_seen < self.short_seen;
-            tokens.truncate(if want_long { self.long_tokens } else { SHORT_TOKENS.min(self.long_tokens) });
-            if tokens.len() < MIN_TOKENS {
-                continue;
-            }
-            let seen = if tokens.len() > SHORT_TOKENS { &mut self.long_seen } else { &mut self.short_seen };
-            *seen += tokens.len();
-            return Ok(Some(tokens));
-        }
-        Ok(None)
+    /// Ids of the rows' tokens, after those of `lead` sinks.
+    pub(crate) fn row_ids(&self, lead: usize) -> &[u32] {
+        &self.ids[SINK_TOKENS - lead.min(SINK_TOKENS)..]
+    }
+
+    /// Shifts of the rows' tokens.
+    pub(crate) fn row_shifts(&self) -> &[i8] {
+        &self.shifts[SINK_TOKENS..]
     }
 }
 
-/// Keys and values of one document's tokens after the sinks, `[tokens, features]` each, keys with RoPE undone.
-pub(crate) fn rows(loaded: &Loaded, tokens: Vec<u32>) -> anyhow::Result<(Vec<f32>, Vec<f32>)> {
-    let count = tokens.len();
-    let mut cache = KvCache::<bf16>::new(loaded.llama.config(), count);
-    let mut pass = PromptPass::new(tokens, CHUNK);
-    while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
-    let block = export(&cache, SINK_TOKENS..count)?;
-    Ok(codec::fit::rows(&block, &loaded.layout)?)
-}
-
-/// Hands the rows of documents to `take` until `wanted` tokens were seen or the texts are used up.
+/// Hands documents to `take` until `wanted` tokens were seen or the texts are used up.
 pub(crate) fn collect(
     loaded: &Loaded,
     documents: &mut Documents<'_>,
     wanted: usize,
     progress: &ProgressBar,
-    mut take: impl FnMut(&[f32], &[f32]) -> anyhow::Result<()>,
+    mut take: impl FnMut(Document) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
     let mut seen = 0;
     while seen < wanted {
-        let Some(tokens) = documents.next()? else { break };
-        let count = tokens.len() - SINK_TOKENS;
-        let (keys, values) = rows(loaded, tokens)?;
-        take(&keys, &values)?;
+        let Some(ids) = documents.next()? else { break };
+        let count = ids.len() - SINK_TOKENS;
+        take(Document::run(loaded, ids, None)?)?;
         seen += count;
         progress.inc(count as u64);
     }

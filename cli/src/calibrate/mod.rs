@@ -1,39 +1,52 @@
-//! `kvferry calibrate`: a plan for a model from sample text. Runs the model over documents, streams the covariance of
-//! its cache, diagonalises it and measures steps on held-out documents. No Python, bounded memory.
+//! `kvferry calibrate`: a plan for a model from sample text. Runs the model over documents, streams second moments of its cache and of
+//! its tokens' features, weighs features by the model's own gradients, and measures steps on held-out documents. No Python, bounded memory.
 //!
 //! See docs/calibration.md for how much text it needs and how to judge the result.
 
 mod collect;
 mod corpus;
+mod documents;
 mod eigen;
+mod fisher;
+mod gradient;
+mod held_out;
+mod moments;
+mod report;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use codec::fit::{Basis, Covariance, PlanBuilder};
-use codec::{MAX_FEATURES, Plan};
+use candle_core::{DType, Device};
+use codec::fit::{Balance, PlanBuilder, Predictor};
+use codec::{KvLayout, MAX_FEATURES, Plan, TokenFeatures};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use node::Loaded;
 use node::args::default_model_dir;
 use node::loaded::PLAN_FILE;
-use openai::Tokenizer;
+use openai::{ChatTemplate, Tokenizer};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use collect::Documents;
+use documents::Documents;
+use fisher::{Fisher, fisher};
+use gradient::Gradient;
+use held_out::{HeldOut, first_row};
+use moments::{Moments, Side, predictor};
 
 /// Calibration tokens per feature by default: below one the basis cannot span the data, at five it is good
 /// (arXiv:2511.01815, table 8).
 const TOKENS_PER_FEATURE: usize = 5;
 /// Never fewer than the paper's calibration set.
 const MIN_TOKENS: usize = 160_000;
-/// Tokens of the documents on which steps and tables are measured.
-const HELD_OUT_TOKENS: usize = 16_384;
-/// Steps in a plan are logarithms in units of so many to the octave.
-const GRID_PER_OCTAVE: f64 = 48.0;
-/// Rows summed up at a time.
-const BATCH_ROWS: usize = 4096;
+/// Tokens whose gradients say which features matter.
+const FISHER_TOKENS: usize = 16_384;
+/// Added to every feature's mean squared gradient, as a share of their mean: a feature without gradient is not worthless.
+const FISHER_FLOOR: f64 = 0.05;
+
+/// A layer's attention counts within these bounds, whatever the gradients say.
+const LEAST_LAYER: f64 = 0.05;
+const MOST_LAYER: f64 = 20.0;
 
 /// Fits the codec's plan for a model from sample text.
 #[derive(Debug, clap::Args)]
@@ -53,6 +66,12 @@ pub struct Args {
     /// Longest document, in tokens; half of all tokens come from documents above 1,024.
     #[arg(long, default_value_t = 4096)]
     document_tokens: usize,
+    /// Share of the tokens that come from documents with facts hidden in them and questions at the end: what is read far back.
+    #[arg(long, default_value_t = 0.5, value_parser = share)]
+    question_share: f64,
+    /// Tokens that a row is predicted from, its own and those before; 0 predicts nothing.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=4))]
+    context: u8,
     /// Seed of the choice of documents.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -71,31 +90,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "{features} features a token; at most {MAX_FEATURES} are supported for now"
     );
     let bars = MultiProgress::new();
-    let documents = read_corpus(args, &bars)?;
+    let texts = read_corpus(args, &bars)?;
     let tokenizer = Tokenizer::load(&args.model)?;
-    let mut documents = Documents::new(
-        &documents,
-        &tokenizer,
-        args.document_tokens.min(loaded.llama.config().max_position_embeddings),
-    );
-    let held_out = held_out(&loaded, &mut documents, &bars)?;
-    let wanted = args.tokens.unwrap_or_else(|| (features * TOKENS_PER_FEATURE).max(MIN_TOKENS));
-    let (keys, values) = covariances(&loaded, &mut documents, wanted, &bars)?;
-    let bar = bar(&bars, 2, "principal axes");
-    let keys = basis(keys, features, &bar)?;
-    let values = basis(values, features, &bar)?;
-    bar.finish();
-    let builder = PlanBuilder::new(
-        loaded.layout.clone(),
-        loaded.llama.fingerprint(),
-        (keys, held_out.0),
-        (values, held_out.1),
-    );
-    let plan = build(builder, &bars)?;
+    let longest = args.document_tokens.min(loaded.llama.config().max_position_embeddings);
+    let template = ChatTemplate::load(&args.model).ok();
+    let mix = (args.question_share, args.seed);
+    let mut documents = Documents::new(&texts, &tokenizer, template.as_ref(), longest, mix);
+    let held_out = held_out::choose(&mut documents)?;
+    let gradients = gradients(args, &mut documents, &bars)?;
+    let (keys, values) = moments(args, &loaded, &mut documents, &bars)?;
+    let layers = layer_weights(&loaded.layout, &gradients, (&keys, &values));
+    let held_out = HeldOut::run(&loaded, held_out, &layers, &bars)?;
+    let plan = fit(args, &loaded, (keys, values), (held_out, layers), &gradients, &bars)?;
     let out = args.out.clone().unwrap_or_else(|| args.model.join(PLAN_FILE));
     let bytes = plan.to_bytes();
     write_whole(&out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
-    report(&plan, bytes.len(), started.elapsed());
+    report::print(&plan, bytes.len(), started.elapsed());
     eprintln!("plan {} written to {}", plan.id(), out.display());
     Ok(())
 }
@@ -119,57 +129,120 @@ fn read_corpus(args: &Args, bars: &MultiProgress) -> anyhow::Result<Vec<String>>
     Ok(documents)
 }
 
-type Rows = (Vec<f32>, Vec<f32>);
-
-fn held_out(loaded: &Loaded, documents: &mut Documents<'_>, bars: &MultiProgress) -> anyhow::Result<Rows> {
-    let bar = bar(bars, HELD_OUT_TOKENS as u64, "held-out documents");
-    let mut all = Rows::default();
-    let seen = collect::collect(loaded, documents, HELD_OUT_TOKENS, &bar, |keys, values| {
-        all.0.extend_from_slice(keys);
-        all.1.extend_from_slice(values);
-        Ok(())
-    })?;
-    bar.finish_with_message(format!("held-out documents: {seen} tokens"));
-    Ok(all)
+/// Mean squared gradients of the model's log-likelihood with respect to its cache.
+fn gradients(args: &Args, documents: &mut Documents<'_>, bars: &MultiProgress) -> anyhow::Result<Fisher> {
+    let gradient = Gradient::load(&args.model, DType::F32, &Device::Cpu)?;
+    let bar = bar(bars, FISHER_TOKENS as u64, "gradients");
+    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+    let documents = std::iter::from_fn(|| documents.next().transpose());
+    let found = fisher(&gradient, documents, FISHER_TOKENS, &mut rng, &bar)?;
+    bar.finish_with_message(format!("gradients: {} tokens", found.tokens));
+    Ok(found)
 }
 
-fn covariances(
+fn moments(
+    args: &Args,
     loaded: &Loaded,
     documents: &mut Documents<'_>,
-    wanted: usize,
     bars: &MultiProgress,
-) -> anyhow::Result<(Covariance, Covariance)> {
+) -> anyhow::Result<(Side, Side)> {
     let features = loaded.layout.features();
+    let wanted = args.tokens.unwrap_or_else(|| (features * TOKENS_PER_FEATURE).max(MIN_TOKENS));
     let bar = bar(bars, wanted as u64, "running documents through the model");
-    let mut sides = [Covariance::new(features), Covariance::new(features)];
-    let mut waiting = [Vec::new(), Vec::new()];
-    let seen = collect::collect(loaded, documents, wanted, &bar, |keys, values| {
-        for ((side, waiting), rows) in sides.iter_mut().zip(&mut waiting).zip([keys, values]) {
-            waiting.extend_from_slice(rows);
-            if waiting.len() >= BATCH_ROWS * features {
-                side.push(waiting)?;
-                waiting.clear();
-            }
-        }
-        Ok(())
+    let source = loaded.token_features();
+    let mut moments = Moments::new(source.as_ref(), args.context.into(), features);
+    let seen = collect::collect(loaded, documents, wanted, &bar, |document| {
+        Ok(moments.push(source.as_ref(), &document)?)
     })?;
-    for (side, waiting) in sides.iter_mut().zip(&waiting) {
-        side.push(waiting)?;
-    }
     ensure!(
         seen >= features,
         "the corpus gave only {seen} tokens; a basis of {features} features needs at least as many (--corpus, --tokens)"
     );
     bar.finish_with_message(format!("calibration: {seen} tokens"));
-    let [keys, values] = sides;
-    Ok((keys, values))
+    Ok(moments.finish()?)
 }
 
-fn basis(covariance: Covariance, features: usize, bar: &ProgressBar) -> anyhow::Result<Basis> {
-    let (mean, covariance) = covariance.finish()?;
-    let vectors = eigen::axes(&covariance, features)?;
+fn fit(
+    args: &Args,
+    loaded: &Loaded,
+    (keys, values): (Side, Side),
+    (mut held_out, layers): (HeldOut, Vec<f32>),
+    gradients: &Fisher,
+    bars: &MultiProgress,
+) -> anyhow::Result<Plan> {
+    let source = loaded.token_features();
+    let bar = bar(bars, 3, "principal axes");
+    let predictor = predictor_of(args, source.as_ref(), (&keys, &values))?;
     bar.inc(1);
-    Ok(Basis { mean, weights: None, vectors })
+    let (of_keys, of_values) = predictor.as_ref().map(Predictor::maps).unwrap_or_default();
+    let (key_weights, value_weights) = weights(gradients);
+    let key_basis = keys.weighted_basis(of_keys, &key_weights)?;
+    bar.inc(1);
+    let value_basis = values.weighted_basis(of_values, &value_weights)?;
+    bar.finish_with_message("principal axes");
+    if let Some(predictor) = &predictor {
+        held_out.remove(predictor, source.as_ref(), loaded.layout.features())?;
+    }
+    let HeldOut { keys, values, ids, shifts, .. } = held_out;
+    let (layout, model) = (loaded.layout.clone(), loaded.llama.fingerprint());
+    let mut builder = PlanBuilder::new(layout, model, (key_basis, keys), (value_basis, values))
+        .balance(Balance::OneStep)
+        .shifts(shifts)
+        .layer_weights(layers);
+    if let Some(predictor) = predictor {
+        builder = builder.predicting(predictor, ids);
+        if let Some((token, keys, values)) = first_row(args, loaded)? {
+            builder = builder.first_row(token, keys, values);
+        }
+    }
+    build(builder, bars)
+}
+
+fn predictor_of(
+    args: &Args,
+    source: &dyn TokenFeatures,
+    (keys, values): (&Side, &Side),
+) -> anyhow::Result<Option<Predictor>> {
+    if args.context == 0 {
+        return Ok(None);
+    }
+    let predictor = predictor(source, args.context.into(), (keys, values))?;
+    let (of_keys, of_values) = predictor.maps();
+    eprintln!(
+        "token ids leave {:.1} % of the variance of keys and {:.1} % of values",
+        100.0 * keys.unexplained(of_keys),
+        100.0 * values.unexplained(of_values)
+    );
+    Ok(Some(predictor))
+}
+
+/// Square roots of the mean squared gradients, keys and values on one scale: about 1.
+fn weights(gradients: &Fisher) -> (Vec<f32>, Vec<f32>) {
+    let mean = |side: &[f64]| side.iter().sum::<f64>() / side.len().max(1) as f64;
+    let (of_keys, of_values) = (mean(&gradients.keys), mean(&gradients.values));
+    let scale = 1.0 / of_keys.max(of_values).sqrt();
+    let root = |side: &[f64], mean: f64| {
+        side.iter().map(|x| (scale * (x + FISHER_FLOOR * mean).sqrt()) as f32).collect()
+    };
+    (root(&gradients.keys, of_keys), root(&gradients.values, of_values))
+}
+
+/// What attention in each layer is worth, 1 on average: how much the model's loss feels of that layer's cache.
+fn layer_weights(layout: &KvLayout, gradients: &Fisher, (keys, values): (&Side, &Side)) -> Vec<f32> {
+    let per_layer = layout.kv_heads * layout.head_dim;
+    let felt = |gradients: &[f64], side: &Side| -> Vec<f64> {
+        let each: Vec<f64> = gradients.iter().zip(side.variances()).map(|(g, v)| g * v).collect();
+        each.chunks_exact(per_layer).map(|layer| layer.iter().sum()).collect()
+    };
+    let (of_keys, of_values) = (felt(&gradients.keys, keys), felt(&gradients.values, values));
+    let felt: Vec<f64> = of_keys.iter().zip(&of_values).map(|(a, b)| a + b).collect();
+    let mean = felt.iter().sum::<f64>() / felt.len() as f64;
+    felt.iter().map(|x| (x / mean).clamp(LEAST_LAYER, MOST_LAYER) as f32).collect()
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("{share} is outside 0 to 1")) }
 }
 
 fn build(builder: PlanBuilder, bars: &MultiProgress) -> anyhow::Result<Plan> {
@@ -181,30 +254,6 @@ fn build(builder: PlanBuilder, bars: &MultiProgress) -> anyhow::Result<Plan> {
     })?;
     bar.finish_with_message("steps and tables");
     Ok(plan)
-}
-
-fn report(plan: &Plan, bytes: usize, elapsed: Duration) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header(["tier", "log2 step of keys", "log2 step of values", "components of keys", "of values"]);
-    for entry in plan.tiers() {
-        let (keys, values) = plan.kept_components(entry.tier);
-        let log2 = |grid: i16| format!("{:.2}", f64::from(grid) / GRID_PER_OCTAVE);
-        table.add_row([
-            entry.tier.to_string(),
-            log2(entry.keys),
-            log2(entry.values),
-            keys.to_string(),
-            values.to_string(),
-        ]);
-    }
-    let (keys, values) = plan.components();
-    eprintln!("{table}");
-    eprintln!(
-        "{keys} components of keys and {values} of values, {} on disk, made in {}",
-        indicatif::HumanBytes(bytes as u64),
-        indicatif::HumanDuration(elapsed)
-    );
 }
 
 fn bar(bars: &MultiProgress, length: u64, message: &'static str) -> ProgressBar {

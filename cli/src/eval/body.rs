@@ -7,6 +7,7 @@ use codec::{Encoder, KvBlock, KvLayout};
 use half::bf16;
 
 use super::score::Energy;
+use super::subject::Piece;
 
 /// First tokens of a prompt, which coded chunks hold exactly (docs/kv-format.md).
 const SINKS: usize = 4;
@@ -21,21 +22,23 @@ impl Body {
         Self(SINKS..prompt_tokens.saturating_sub(WINDOW).max(SINKS))
     }
 
-    /// The part of a block that is body; none if there is no such part.
-    fn cut(&self, block: &KvBlock, layout: &KvLayout) -> Option<KvBlock> {
+    /// The tokens of a block that are body, counted from its start; none if there are none.
+    fn inside(&self, block: &KvBlock) -> Option<Range<usize>> {
         let end = block.first_token + block.tokens;
         let kept = self.0.start.max(block.first_token)..self.0.end.min(end);
-        if kept.is_empty() {
-            return None;
-        }
-        let inside = kept.start - block.first_token..kept.end - block.first_token;
+        (!kept.is_empty()).then(|| kept.start - block.first_token..kept.end - block.first_token)
+    }
+
+    /// The part of a block that is body; none if there is no such part.
+    fn cut(&self, block: &KvBlock, layout: &KvLayout) -> Option<KvBlock> {
+        let inside = self.inside(block)?;
         let cut = |cache: &[bf16]| {
             let planes = cache.chunks_exact(block.tokens * layout.head_dim);
             let part = inside.start * layout.head_dim..inside.end * layout.head_dim;
             planes.flat_map(|plane| &plane[part.clone()]).copied().collect()
         };
         let (keys, values) = (cut(&block.keys), cut(&block.values));
-        Some(KvBlock { first_token: kept.start, tokens: kept.len(), keys, values })
+        Some(KvBlock { first_token: block.first_token + inside.start, tokens: inside.len(), keys, values })
     }
 }
 
@@ -44,16 +47,20 @@ impl Body {
 pub(super) fn body_bytes(
     layout: &KvLayout,
     body: &Body,
-    blocks: &[KvBlock],
+    pieces: &[Piece],
     chunks: &[Vec<u8>],
     encoder: &Encoder,
     raw: &Encoder,
 ) -> anyhow::Result<(usize, usize)> {
     let (mut raw_bytes, mut coded_bytes) = (0, 0);
-    for (block, chunk) in blocks.iter().zip(chunks) {
-        let Some(part) = body.cut(block, layout) else { continue };
+    for (piece, chunk) in pieces.iter().zip(chunks) {
+        let Some((inside, part)) = body.inside(&piece.block).zip(body.cut(&piece.block, layout)) else {
+            continue;
+        };
         let payload = part.tokens * layout.bytes_per_token();
-        let coded = if part.tokens == block.tokens { chunk.len() } else { encoder.encode(&part)?.len() };
+        let shifts = piece.shifts.as_ref().map(|shifts| &shifts[inside]);
+        let is_whole = part.tokens == piece.block.tokens;
+        let coded = if is_whole { chunk.len() } else { encoder.encode_with_shifts(&part, shifts)?.len() };
         let framing = raw.encode(&part)?.len() - payload;
         raw_bytes += payload;
         coded_bytes += coded - framing;
@@ -65,12 +72,12 @@ pub(super) fn body_bytes(
 pub(super) fn errors(
     layout: &KvLayout,
     body: &Body,
-    exact: &[KvBlock],
+    exact: &[Piece],
     decoded: &[KvBlock],
 ) -> anyhow::Result<(Energy, Energy)> {
     let mut sides = [Side::new(layout.features()), Side::new(layout.features())];
     for (exact, decoded) in exact.iter().zip(decoded) {
-        let (Some(exact), Some(decoded)) = (body.cut(exact, layout), body.cut(decoded, layout)) else {
+        let (Some(exact), Some(decoded)) = (body.cut(&exact.block, layout), body.cut(decoded, layout)) else {
             continue;
         };
         let (exact, decoded) = (codec::fit::rows(&exact, layout)?, codec::fit::rows(&decoded, layout)?);

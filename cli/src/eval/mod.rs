@@ -24,12 +24,13 @@ use codec::{CodecKind, Coding};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use node::args::default_model_dir;
 use openai::ChatTemplate;
+use transport::message::KvMode;
 
 use crate::output::line;
 pub use rows::{Input, Later, PromptRow, read_prompts, read_texts};
 pub use score::Score;
 use score::{Tally, has_tiers};
-pub use subject::Subject;
+pub use subject::{Subject, Way};
 pub use text::Protocol;
 
 /// Measures what a codec costs in quality: retrieval answers, KL divergence, bytes.
@@ -54,6 +55,9 @@ pub struct Args {
     /// Tiers, separated by commas; codecs without tiers ignore them.
     #[arg(long, value_delimiter = ',', default_value = "32", value_parser = clap::value_parser!(u8).range(4..=128))]
     tier: Vec<u8>,
+    /// When kvtc codes: `after` the prompt, with a step per token, or as it streams, with one for all [default: after].
+    #[arg(long, value_name = "MODE")]
+    kv_mode: Option<Mode>,
     /// Find the cheapest tier whose KL on --text stays within this, in nats.
     #[arg(long, value_name = "NATS", conflicts_with_all = ["tier", "sweep"], requires = "text")]
     max_kl: Option<f64>,
@@ -86,6 +90,13 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
+/// When kvtc codes a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    Stream,
+    After,
+}
+
 /// What to measure on.
 #[derive(Debug, Clone, Default)]
 pub struct Sets {
@@ -108,11 +119,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let sets = sets(args, &mut subject)?;
     let scores = if args.sweep {
-        measure(&subject, &sets, &sweep::codings())?
+        measure(&subject, &sets, &sweep::ways())?
     } else if let Some(max_kl) = args.max_kl {
-        within(&subject, &sets, &args.codec, max_kl)?
+        within(&subject, &sets, (&args.codec, args.kv_mode), max_kl)?
     } else {
-        measure(&subject, &sets, &codings(&args.codec, &args.tier))?
+        measure(&subject, &sets, &ways(&args.codec, &args.tier, args.kv_mode))?
     };
     if let (true, Some(dir)) = (args.sweep, &args.out) {
         sweep::write(&scores, dir)?;
@@ -127,30 +138,35 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When a coding is not possible with this model and plan, or the model refuses a prompt.
-pub fn measure(subject: &Subject, sets: &Sets, codings: &[Coding]) -> anyhow::Result<Vec<Score>> {
+pub fn measure(subject: &Subject, sets: &Sets, ways: &[Way]) -> anyhow::Result<Vec<Score>> {
     ensure!(!(sets.prompts.is_empty() && sets.windows.is_empty()), "nothing to measure on");
-    codings.iter().try_for_each(|coding| subject.check(*coding))?;
-    let mut tallies = vec![Tally::default(); codings.len()];
+    ways.iter().try_for_each(|way| subject.check(way.coding))?;
+    let mut tallies = vec![Tally::default(); ways.len()];
     let bars = MultiProgress::new();
     let prompts_bar = bar(&bars, sets.prompts.len(), "prompts");
     let windows_bar = bar(&bars, sets.windows.len(), "windows of text");
-    retrieval::run(subject, &sets.prompts, codings, &mut tallies, &prompts_bar)?;
-    text::run(subject, &sets.protocol, &sets.windows, codings, &mut tallies, &windows_bar)?;
+    retrieval::run(subject, &sets.prompts, ways, &mut tallies, &prompts_bar)?;
+    text::run(subject, &sets.protocol, &sets.windows, ways, &mut tallies, &windows_bar)?;
     bars.clear()?;
-    Ok(codings.iter().zip(&tallies).map(|(coding, tally)| tally.score(*coding)).collect())
+    Ok(ways.iter().zip(&tallies).map(|(way, tally)| tally.score(*way)).collect())
 }
 
 /// Every codec at its cheapest tier with a KL of at most `max_kl`.
-fn within(subject: &Subject, sets: &Sets, codecs: &[CodecKind], max_kl: f64) -> anyhow::Result<Vec<Score>> {
+fn within(
+    subject: &Subject,
+    sets: &Sets,
+    (codecs, mode): (&[CodecKind], Option<Mode>),
+    max_kl: f64,
+) -> anyhow::Result<Vec<Score>> {
     let texts = Sets { prompts: Vec::new(), ..sets.clone() };
     let mut found = Vec::new();
     for kind in codecs.iter().copied() {
         if !has_tiers(kind) {
-            found.push(Coding { kind, tier: 0 });
+            found.extend(ways(&[kind], &[], mode));
             continue;
         }
         let best = search::cheapest(max_kl, |tiers| {
-            let scores = measure(subject, &texts, &codings(&[kind], tiers))?;
+            let scores = measure(subject, &texts, &ways(&[kind], tiers, mode))?;
             for score in &scores {
                 eprintln!(
                     "{kind} at tier {}: KL {:.4}",
@@ -166,23 +182,27 @@ fn within(subject: &Subject, sets: &Sets, codecs: &[CodecKind], max_kl: f64) -> 
                 codec::TIERS.start()
             );
         };
-        found.push(Coding { kind, tier });
+        found.extend(ways(&[kind], &[tier], mode));
     }
     measure(subject, sets, &found)
 }
 
-/// Each codec at each tier, those without tiers once.
-fn codings(codecs: &[CodecKind], tiers: &[u8]) -> Vec<Coding> {
-    let mut codings: Vec<Coding> = Vec::new();
+/// Each codec at each tier, those without tiers once; kvtc in the mode asked for, the others as they always are.
+fn ways(codecs: &[CodecKind], tiers: &[u8], mode: Option<Mode>) -> Vec<Way> {
+    let mut ways: Vec<Way> = Vec::new();
     for &kind in codecs {
         for &tier in if has_tiers(kind) { tiers } else { &[0] } {
-            let coding = Coding { kind, tier };
-            if !codings.contains(&coding) {
-                codings.push(coding);
+            let usual = Way::usual(Coding { kind, tier });
+            let way = match mode {
+                Some(Mode::Stream) => Way { mode: KvMode::Stream, ..usual },
+                Some(Mode::After) | None => usual,
+            };
+            if !ways.contains(&way) {
+                ways.push(way);
             }
         }
     }
-    codings
+    ways
 }
 
 fn sets(args: &Args, subject: &mut Subject) -> anyhow::Result<Sets> {
@@ -240,8 +260,9 @@ mod tests {
 
     #[test]
     fn codecs_without_tiers_are_measured_once() {
-        let codings = codings(&[CodecKind::Raw, CodecKind::Kvtc], &[8, 32, 8]);
-        let shown: Vec<String> = codings.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["raw", "kvtc at tier 8", "kvtc at tier 32"]);
+        let ways = ways(&[CodecKind::Raw, CodecKind::Kvtc], &[8, 32, 8], None);
+        let shown: Vec<String> =
+            ways.iter().map(|way| format!("{}, {}", way.coding, way.mode.name())).collect();
+        assert_eq!(shown, ["raw, stream", "kvtc at tier 8, after", "kvtc at tier 32, after"]);
     }
 }

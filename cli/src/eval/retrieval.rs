@@ -4,7 +4,6 @@
 //! questions go on the same cache: the right answer so far, a newline and the question are fed, and graded alike.
 
 use anyhow::{Context, ensure};
-use codec::Coding;
 use half::bf16;
 use indicatif::ProgressBar;
 use model::{KvCache, LogitsOf, Sampling};
@@ -12,7 +11,7 @@ use tracing::debug;
 
 use super::rows::{Input, PromptRow};
 use super::score::Tally;
-use super::subject::Subject;
+use super::subject::{Subject, Way};
 
 /// Tokens that a continuation may be longer than the right answer: enough to see that it went on where it should have ended.
 const SPARE_TOKENS: usize = 8;
@@ -35,18 +34,18 @@ struct Question {
 pub(super) fn run(
     subject: &Subject,
     rows: &[PromptRow],
-    codings: &[Coding],
+    ways: &[Way],
     tallies: &mut [Tally],
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
     for row in rows {
-        one(subject, row, codings, tallies).with_context(|| format!("prompt of line {}", row.line))?;
+        one(subject, row, ways, tallies).with_context(|| format!("prompt of line {}", row.line))?;
         bar.inc(1);
     }
     Ok(())
 }
 
-fn one(subject: &Subject, row: &PromptRow, codings: &[Coding], tallies: &mut [Tally]) -> anyhow::Result<()> {
+fn one(subject: &Subject, row: &PromptRow, ways: &[Way], tallies: &mut [Tally]) -> anyhow::Result<()> {
     let asked = Asked::of(subject, row)?;
     let room = asked.room();
     let (needed, limit) = (asked.prompt.len() + room, subject.loaded.llama.config().max_position_embeddings);
@@ -54,13 +53,13 @@ fn one(subject: &Subject, row: &PromptRow, codings: &[Coding], tallies: &mut [Ta
     let mut prompt = subject.prefill(asked.prompt.clone(), room)?;
     let first_token = prompt.first_token;
     let exact = asked.answers(subject, &mut prompt.cache, first_token)?;
-    prompt.cache.set_len(prompt.tokens)?;
-    for (coding, tally) in codings.iter().zip(tallies) {
-        let (mut cache, transfers) = subject.transfer(*coding, &prompt)?;
+    prompt.cache.set_len(prompt.ids.len())?;
+    for (way, tally) in ways.iter().zip(tallies) {
+        let (mut cache, transfers) = subject.transfer(*way, &prompt)?;
         let answers = asked.answers(subject, &mut cache, first_token)?;
         let graded = asked.questions.iter().zip(answers.iter().zip(&exact));
         for (index, (question, (decoded, exact))) in graded.enumerate() {
-            debug!(line = row.line, %coding, question = index, right = question.answer, exact, decoded, "answered");
+            debug!(line = row.line, coding = %way.coding, question = index, right = question.answer, exact, decoded, "answered");
             let counted = if index == 0 { &mut tally.answers } else { &mut tally.later };
             counted.add(*decoded == question.answer, *exact == question.answer);
         }

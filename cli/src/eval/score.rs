@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use codec::Coding;
 use serde::Serialize;
+
+use super::subject::Way;
 
 /// Figures of one coding; what was not asked for is none.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -12,6 +13,8 @@ pub struct Score {
     pub codec: &'static str,
     /// Its tier, where it has tiers.
     pub tier: Option<u8>,
+    /// `"stream"` or `"after"`.
+    pub mode: &'static str,
     /// Prompts asked.
     pub n: Option<u64>,
     /// Share of answers right from the decoded cache.
@@ -147,13 +150,15 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Bytes, errors and times are those of the prompts, or of the texts where no prompts were given.
-    pub(super) fn score(&self, coding: Coding) -> Score {
+    pub(super) fn score(&self, way: Way) -> Score {
+        let coding = way.coding;
         let transfers = if self.prompts.caches > 0 { &self.prompts } else { &self.texts };
         let each_ms = |total: Duration| total.as_secs_f64() * 1e3 / f64::from(transfers.caches);
         let (answers, later, near, far) = (&self.answers, &self.later, &self.near, &self.far);
         Score {
             codec: coding.kind.name(),
             tier: has_tiers(coding.kind).then_some(coding.tier),
+            mode: way.mode.name(),
             n: answers.asked(),
             em: share(answers.right, answers.asked),
             em_raw: share(answers.right_raw, answers.asked),

@@ -1,14 +1,14 @@
 //! The model under evaluation, and one prompt's cache before and after the wire, bit for bit as a cluster would have it.
 
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use codec::{Coding, Decoder, Encoder, KvBlock, Limits};
+use codec::{CodecKind, Coding, KvBlock, Limits};
 use half::bf16;
 use model::{KvCache, LogitsOf, Sampling, Sequence};
-use node::prompt::{Progress, export, import};
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, import, pieces, shifts};
 use node::{KvDigest, Loaded, PromptPass};
 use openai::{ChatTemplate, Tokenizer};
 use transport::frame::{HEADER_BYTES, encode_message};
@@ -20,6 +20,24 @@ use super::score::Transfers;
 
 /// Tokens per chunk, as prefill nodes have it by default (`--chunk-tokens`).
 const CHUNK: usize = 256;
+
+/// How a cache is coded and sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// With which codec and tier.
+    pub coding: Coding,
+    /// While the prompt runs or after it.
+    pub mode: KvMode,
+}
+
+impl Way {
+    /// As a prefill node does it when a request asks for no mode.
+    #[must_use]
+    pub fn usual(coding: Coding) -> Self {
+        let mode = if coding.kind == CodecKind::Kvtc { KvMode::After } else { KvMode::Stream };
+        Self { coding, mode }
+    }
+}
 
 /// A model with everything that evaluating it takes.
 #[derive(Debug)]
@@ -35,13 +53,37 @@ pub struct Subject {
 /// A prompt after its pass through the model.
 #[derive(Debug)]
 pub(super) struct Prefilled {
-    pub(super) tokens: usize,
+    pub(super) ids: Vec<u32>,
     /// The cache as it was, with room for more tokens.
     pub(super) cache: KvCache<bf16>,
-    /// The same in the pieces in which a prefill node codes it.
-    pub(super) blocks: Vec<KvBlock>,
+    /// Steps' shifts by the attention that each token received.
+    shifts: Vec<i8>,
     /// Greedily drawn after the prompt; it travels beside the cache.
     pub(super) first_token: u32,
+}
+
+impl Prefilled {
+    /// The cache in the pieces in which a prefill node codes it, with their shifts.
+    fn pieces(&self, mode: KvMode) -> anyhow::Result<Vec<Piece>> {
+        let tokens = self.ids.len();
+        let ranges: Vec<_> = match mode {
+            KvMode::Stream => (0..tokens).step_by(CHUNK).map(|at| at..(at + CHUNK).min(tokens)).collect(),
+            KvMode::After => pieces(tokens, AFTER_CHUNK_TOKENS).collect(),
+        };
+        let piece = |range: Range<usize>| {
+            let shifts = (mode == KvMode::After).then(|| self.shifts[range.clone()].to_vec());
+            Ok(Piece { block: export(&self.cache, range)?, shifts })
+        };
+        ranges.into_iter().map(piece).collect()
+    }
+}
+
+/// What becomes one chunk.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) block: KvBlock,
+    /// One per token, where each has its own step.
+    pub(super) shifts: Option<Vec<i8>>,
 }
 
 impl Subject {
@@ -55,17 +97,16 @@ impl Subject {
     }
 
     /// Runs a prompt as a prefill node does. The cache has room for `room` tokens after it.
-    pub(super) fn prefill(&self, tokens: Vec<u32>, room: usize) -> anyhow::Result<Prefilled> {
+    pub(super) fn prefill(&self, ids: Vec<u32>, room: usize) -> anyhow::Result<Prefilled> {
         let llama = &self.loaded.llama;
-        let count = tokens.len();
-        let mut cache = KvCache::<bf16>::new(llama.config(), count + room);
-        let mut blocks = Vec::new();
-        let mut pass = PromptPass::new(tokens, CHUNK);
+        let mut cache = KvCache::<bf16>::new(llama.config(), ids.len() + room);
+        let mut pass = PromptPass::new(ids.clone(), CHUNK).collecting(self.loaded.layer_weights());
         loop {
-            let (range, progress) = pass.advance(llama, &mut cache, &Sampling::GREEDY)?;
-            blocks.push(export(&cache, range)?);
-            if let Progress::FirstToken(first_token) = progress {
-                return Ok(Prefilled { tokens: count, cache, blocks, first_token });
+            if let (_, Progress::FirstToken(first_token)) =
+                pass.advance(llama, &mut cache, &Sampling::GREEDY)?
+            {
+                let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+                return Ok(Prefilled { ids, cache, shifts, first_token });
             }
         }
     }
@@ -73,30 +114,31 @@ impl Subject {
     /// Codes a prompt's cache to bytes, and those bytes to a fresh cache with the same room.
     pub(super) fn transfer(
         &self,
-        coding: Coding,
+        way: Way,
         prompt: &Prefilled,
     ) -> anyhow::Result<(KvCache<bf16>, Transfers)> {
-        let encoder = self.encoder(coding, prompt.tokens)?;
-        let decoder = self.decoder()?;
+        let (encoder, decoder) =
+            (self.loaded.encoder(way.coding, &prompt.ids)?, self.loaded.decoder(Limits::default())?);
+        let (tokens, pieces) = (prompt.ids.len(), prompt.pieces(way.mode)?);
         let started = Instant::now();
-        let chunks =
-            prompt.blocks.iter().map(|block| encoder.encode(block)).collect::<codec::Result<Vec<_>>>()?;
+        let code = |piece: &Piece| encoder.encode_with_shifts(&piece.block, piece.shifts.as_deref());
+        let chunks = pieces.iter().map(code).collect::<codec::Result<Vec<_>>>()?;
         let encode = started.elapsed();
         let started = Instant::now();
         let decoded = chunks.iter().map(|chunk| decoder.decode(chunk)).collect::<codec::Result<Vec<_>>>()?;
         let decode = started.elapsed();
         let mut cache = KvCache::<bf16>::new(self.loaded.llama.config(), prompt.cache.capacity());
         decoded.iter().try_for_each(|block| import(&mut cache, block))?;
-        cache.set_len(prompt.tokens)?;
-        let body = Body::of(prompt.tokens);
-        let (keys, values) = errors(&self.loaded.layout, &body, &prompt.blocks, &decoded)?;
-        let raw = self.encoder(Coding::RAW, prompt.tokens)?;
+        cache.set_len(tokens)?;
+        let body = Body::of(tokens);
+        let (keys, values) = errors(&self.loaded.layout, &body, &pieces, &decoded)?;
+        let raw = self.loaded.encoder(Coding::RAW, &prompt.ids)?;
         let (body_raw_bytes, body_coded_bytes) =
-            body_bytes(&self.loaded.layout, &body, &prompt.blocks, &chunks, &encoder, &raw)?;
+            body_bytes(&self.loaded.layout, &body, &pieces, &chunks, &encoder, &raw)?;
         let transfers = Transfers {
             caches: 1,
-            raw_bytes: prompt.tokens * self.loaded.layout.bytes_per_token(),
-            wire_bytes: stream_bytes(coding, prompt, &chunks)?,
+            raw_bytes: tokens * self.loaded.layout.bytes_per_token(),
+            wire_bytes: stream_bytes(way, prompt, &chunks)?,
             body_raw_bytes,
             body_coded_bytes,
             encode,
@@ -109,7 +151,7 @@ impl Subject {
 
     /// Refuses a coding that this model or plan does not allow.
     pub(super) fn check(&self, coding: Coding) -> anyhow::Result<()> {
-        self.encoder(coding, 1).map(drop).with_context(|| {
+        self.loaded.encoder(coding, &[0]).map(drop).with_context(|| {
             format!("cannot code with {coding} (--plan names a plan, `kvferry calibrate` makes one)")
         })
     }
@@ -132,24 +174,14 @@ impl Subject {
         }
         Ok(ids)
     }
-
-    fn encoder(&self, coding: Coding, prompt_tokens: usize) -> codec::Result<Encoder> {
-        let (layout, plan) = (self.loaded.layout.clone(), self.loaded.plan.as_ref().map(Arc::clone));
-        Encoder::new(layout, self.loaded.llama.fingerprint(), plan, coding, prompt_tokens)
-    }
-
-    fn decoder(&self) -> codec::Result<Decoder> {
-        let (layout, plan) = (self.loaded.layout.clone(), self.loaded.plan.as_ref().map(Arc::clone));
-        Decoder::new(layout, self.loaded.llama.fingerprint(), plan, Limits::default())
-    }
 }
 
 /// Every byte that a prefill node writes to the KV stream for these chunks: frames, opening and closing message included.
-fn stream_bytes(coding: Coding, prompt: &Prefilled, chunks: &[Vec<u8>]) -> anyhow::Result<usize> {
+fn stream_bytes(way: Way, prompt: &Prefilled, chunks: &[Vec<u8>]) -> anyhow::Result<usize> {
     let begin = KvStream::Begin {
         ticket: Ticket::random(),
-        coding: KvCoding { codec: coding.kind.name().into(), tier: coding.tier, mode: KvMode::Stream },
-        prompt_tokens: prompt.tokens as u32,
+        coding: KvCoding { codec: way.coding.kind.name().into(), tier: way.coding.tier, mode: way.mode },
+        prompt_tokens: prompt.ids.len() as u32,
     };
     let mut digest = KvDigest::default();
     chunks.iter().for_each(|chunk| digest.add(chunk));

@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use anyhow::Context;
-use codec::{CodecKind, Coding};
+use codec::CodecKind;
 
 use super::score::Score;
-use super::{codings as each, plot, report};
+use super::subject::Way;
+use super::{plot, report, ways as each};
 
 const TIERS: [u8; 9] = [4, 8, 16, 24, 32, 48, 64, 96, 128];
 
 /// What a sweep measures.
-pub(super) fn codings() -> Vec<Coding> {
-    each(&CodecKind::ALL, &TIERS)
+pub(super) fn ways() -> Vec<Way> {
+    each(&CodecKind::ALL, &TIERS, None)
 }
 
 /// Writes sweep.md, sweep.svg and sweep.png into `dir`, which is made if need be.
@@ -28,6 +29,8 @@ pub(super) fn write(scores: &[Score], dir: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use codec::Coding;
+
     use super::*;
     use crate::eval::score::Tally;
 
@@ -35,8 +38,8 @@ mod tests {
     fn a_sweep_leaves_a_table_and_two_pictures() {
         let dir = tempfile::tempdir().unwrap();
         let mut scores = Vec::new();
-        for (index, coding) in codings().into_iter().enumerate() {
-            let mut score = Tally::default().score(coding);
+        for (index, way) in ways().into_iter().enumerate() {
+            let mut score = Tally::default().score(way);
             score.whole_ratio = 1.0 + 3.0 * index as f64;
             score.kl = Some(0.001 * index as f64);
             scores.push(score);
@@ -52,7 +55,7 @@ mod tests {
     #[test]
     fn without_a_kl_there_is_nothing_to_draw() {
         let dir = tempfile::tempdir().unwrap();
-        let scores = [Tally::default().score(Coding::RAW)];
+        let scores = [Tally::default().score(Way::usual(Coding::RAW))];
         let error = write(&scores, dir.path()).unwrap_err().to_string();
         assert!(error.contains("nothing to draw"), "{error}");
     }

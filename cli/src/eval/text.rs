@@ -2,14 +2,13 @@
 //! stands (teacher forcing), and the model's next-token distribution compared with the one from the exact cache.
 
 use anyhow::{Context, ensure};
-use codec::Coding;
 use half::bf16;
 use indicatif::ProgressBar;
 use model::{KvCache, LogitsOf};
 use rayon::prelude::*;
 
 use super::score::{Divergence, Tally};
-use super::subject::Subject;
+use super::subject::{Subject, Way};
 
 /// Positions predicted in one forward call; bounds the logits held at a time.
 const PIECE: usize = 64;
@@ -70,12 +69,12 @@ pub(super) fn run(
     subject: &Subject,
     protocol: &Protocol,
     windows: &[Vec<u32>],
-    codings: &[Coding],
+    ways: &[Way],
     tallies: &mut [Tally],
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
     for (number, window) in (1..).zip(windows) {
-        one(subject, protocol, window, codings, tallies).with_context(|| format!("text window {number}"))?;
+        one(subject, protocol, window, ways, tallies).with_context(|| format!("text window {number}"))?;
         bar.inc(1);
     }
     Ok(())
@@ -85,7 +84,7 @@ fn one(
     subject: &Subject,
     protocol: &Protocol,
     window: &[u32],
-    codings: &[Coding],
+    ways: &[Way],
     tallies: &mut [Tally],
 ) -> anyhow::Result<()> {
     let (beginning, ahead) = window.split_at(protocol.cache_tokens);
@@ -95,8 +94,8 @@ fn one(
     for tokens in ahead.chunks(PIECE) {
         exact.extend(log_probabilities(subject, &mut prompt.cache, tokens)?);
     }
-    for (coding, tally) in codings.iter().zip(tallies) {
-        let (mut cache, transfers) = subject.transfer(*coding, &prompt)?;
+    for (way, tally) in ways.iter().zip(tallies) {
+        let (mut cache, transfers) = subject.transfer(*way, &prompt)?;
         for (piece, tokens) in ahead.chunks(PIECE).enumerate() {
             let decoded = log_probabilities(subject, &mut cache, tokens)?;
             let first = piece * PIECE;

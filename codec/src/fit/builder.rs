@@ -79,6 +79,7 @@ pub struct PlanBuilder {
     predictor: Option<(Predictor, Vec<u32>)>,
     shifts: Option<Vec<i8>>,
     first: Option<FirstRow>,
+    layer_weights: Option<Vec<f32>>,
 }
 
 impl PlanBuilder {
@@ -99,6 +100,7 @@ impl PlanBuilder {
             predictor: None,
             shifts: None,
             first: None,
+            layer_weights: None,
         }
     }
 
@@ -125,6 +127,12 @@ impl PlanBuilder {
     #[must_use]
     pub fn first_row(self, token: u32, keys: Vec<bf16>, values: Vec<bf16>) -> Self {
         Self { first: Some(FirstRow { token, keys, values }), ..self }
+    }
+
+    /// What attention in each layer is worth when shifts are chosen: one number per layer, none negative.
+    #[must_use]
+    pub fn layer_weights(self, weights: Vec<f32>) -> Self {
+        Self { layer_weights: Some(weights), ..self }
     }
 
     /// Measures and builds. `progress` is called from this thread after every part.
@@ -169,6 +177,7 @@ impl PlanBuilder {
             values: trim(values.space, finest.1),
             predictor: self.predictor.map(|(predictor, _)| predictor.stored),
             first: self.first,
+            layer_weights: self.layer_weights,
         };
         debug_assert!(TIERS.contains(&profile.window_tier));
         Ok(Plan::new(self.model, self.layout, profile))
@@ -190,6 +199,11 @@ impl PlanBuilder {
             && (shifts.len() != rows || shifts.iter().any(|shift| !SHIFTS.contains(shift)))
         {
             return refuse(format!("{} shifts for {rows} rows, or one out of range", shifts.len()));
+        }
+        if let Some(weights) = &self.layer_weights
+            && (weights.len() != self.layout.layers || weights.iter().any(|w| !w.is_finite() || *w < 0.0))
+        {
+            return refuse(format!("{} layer weights, or one that is negative or not finite", weights.len()));
         }
         match &self.first {
             Some(first) if first.keys.len() != features || first.values.len() != features => {

@@ -85,6 +85,9 @@ fn kvtc_parts(plan: &Plan) -> Vec<Part> {
     if kvtc.first.is_some() {
         parts.push(Part::plain("kvtc first row", 4 + 4 * features as u64).counted(1));
     }
+    if let Some(weights) = &kvtc.layer_weights {
+        parts.push(Part::plain("kvtc layer weights", 4 * weights.len() as u64).counted(weights.len() as u64));
+    }
     parts
 }
 

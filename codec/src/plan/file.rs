@@ -61,7 +61,7 @@ impl Plan {
         let inv_freq = reader.finite(head_dim / 2)?;
         let layout = KvLayout { layers, kv_heads, head_dim, inv_freq };
         layout.validate()?;
-        let kvtc = read_profiles(&mut reader, profiles, layout.features())?;
+        let kvtc = read_profiles(&mut reader, profiles, &layout)?;
         Ok(Self { id: stored_id(bytes), model, layout, kvtc })
     }
 
@@ -95,7 +95,7 @@ fn check_version(reader: &mut Reader<'_>) -> Result<()> {
     }
 }
 
-fn read_profiles(reader: &mut Reader<'_>, count: u16, features: usize) -> Result<KvtcProfile> {
+fn read_profiles(reader: &mut Reader<'_>, count: u16, layout: &KvLayout) -> Result<KvtcProfile> {
     if count == 0 || count > MAX_PROFILES {
         return Err(Error::corrupt(WHAT, format!("{count} profiles")));
     }
@@ -106,7 +106,11 @@ fn read_profiles(reader: &mut Reader<'_>, count: u16, features: usize) -> Result
         let len = reader.u32()? as usize;
         let bytes = reader.take(len)?;
         if codec == CodecId::Kvtc as u8 {
-            let profile = KvtcProfile::read_from(&mut Reader::new("kvtc profile", bytes), features)?;
+            let profile = KvtcProfile::read_from(
+                &mut Reader::new("kvtc profile", bytes),
+                layout.layers,
+                layout.features(),
+            )?;
             if kvtc.replace(profile).is_some() {
                 return Err(Error::corrupt(WHAT, "two kvtc profiles"));
             }

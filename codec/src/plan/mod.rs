@@ -71,6 +71,16 @@ impl Plan {
         &self.kvtc.tiers.0
     }
 
+    /// The measured steps by tier where every token has a shift; none in a plan that was made without shifts.
+    pub fn shifted_tiers(&self) -> Option<&[TierSteps]> {
+        self.kvtc.shifted_tiers.as_ref().map(|table| table.0.as_slice())
+    }
+
+    /// What attention in each layer is worth when shifts are chosen, 1 on average; none in a plan that does not know.
+    pub fn layer_weights(&self) -> Option<&[f32]> {
+        self.kvtc.layer_weights.as_deref()
+    }
+
     /// Components in the bases of keys and of values.
     pub fn components(&self) -> (usize, usize) {
         (self.kvtc.keys.log_sigma.len(), self.kvtc.values.log_sigma.len())

@@ -29,12 +29,15 @@ pub(crate) struct KvtcProfile {
     /// What the tokens' ids say of their rows.
     pub(crate) predictor: Option<Predictor>,
     pub(crate) first: Option<FirstRow>,
+    /// What attention in each layer is worth when shifts are chosen; only encoders need it.
+    pub(crate) layer_weights: Option<Vec<f32>>,
 }
 
 const WHAT: &str = "kvtc profile";
 const FLAG_SHIFTED_TIERS: u16 = 1;
 const FLAG_PREDICTOR: u16 = 2;
 const FLAG_FIRST_ROW: u16 = 4;
+const FLAG_LAYER_WEIGHTS: u16 = 8;
 
 impl KvtcProfile {
     /// One side's tables.
@@ -63,10 +66,10 @@ impl KvtcProfile {
         Steps { keys: body.keys, values: body.values, ..Steps::default() }
     }
 
-    pub(crate) fn read_from(reader: &mut Reader<'_>, features: usize) -> Result<Self> {
+    pub(crate) fn read_from(reader: &mut Reader<'_>, layers: usize, features: usize) -> Result<Self> {
         let (sinks, window) = (reader.u16()?, reader.u16()?);
         let (window_tier, tiers, flags) = (reader.u8()?, reader.u8()?, reader.u16()?);
-        let known = FLAG_SHIFTED_TIERS | FLAG_PREDICTOR | FLAG_FIRST_ROW;
+        let known = FLAG_SHIFTED_TIERS | FLAG_PREDICTOR | FLAG_FIRST_ROW | FLAG_LAYER_WEIGHTS;
         let is_sane =
             sinks <= SINKS && window == WINDOW && TIERS.contains(&window_tier) && flags & !known == 0;
         if !is_sane {
@@ -82,8 +85,20 @@ impl KvtcProfile {
             (flags & FLAG_PREDICTOR != 0).then(|| Predictor::read_from(reader, features)).transpose()?;
         let first =
             (flags & FLAG_FIRST_ROW != 0).then(|| FirstRow::read_from(reader, features)).transpose()?;
+        let has_layers = flags & FLAG_LAYER_WEIGHTS != 0;
+        let layer_weights = has_layers.then(|| read_layer_weights(reader, layers)).transpose()?;
         match reader.remaining() {
-            0 => Ok(Self { sinks, window_tier, tiers, shifted_tiers, keys, values, predictor, first }),
+            0 => Ok(Self {
+                sinks,
+                window_tier,
+                tiers,
+                shifted_tiers,
+                keys,
+                values,
+                predictor,
+                first,
+                layer_weights,
+            }),
             extra => Err(Error::corrupt(WHAT, format!("{extra} bytes follow it"))),
         }
     }
@@ -95,7 +110,8 @@ impl KvtcProfile {
         let flag = |is_there: bool, flag: u16| if is_there { flag } else { 0 };
         let flags = flag(self.shifted_tiers.is_some(), FLAG_SHIFTED_TIERS)
             | flag(self.predictor.is_some(), FLAG_PREDICTOR)
-            | flag(self.first.is_some(), FLAG_FIRST_ROW);
+            | flag(self.first.is_some(), FLAG_FIRST_ROW)
+            | flag(self.layer_weights.is_some(), FLAG_LAYER_WEIGHTS);
         out.put(flags.to_le_bytes());
         self.tiers.write_to(out);
         self.keys.write_to(out);
@@ -110,6 +126,17 @@ impl KvtcProfile {
         if let Some(first) = &self.first {
             first.write_to(out);
         }
+        if let Some(weights) = &self.layer_weights {
+            out.put_all(weights, f32::to_le_bytes);
+        }
+    }
+}
+
+fn read_layer_weights(reader: &mut Reader<'_>, layers: usize) -> Result<Vec<f32>> {
+    let weights = reader.finite(layers)?;
+    match weights.iter().find(|&&weight| weight < 0.0) {
+        Some(weight) => Err(Error::corrupt(WHAT, format!("a layer's weight is {weight}"))),
+        None => Ok(weights),
     }
 }
 
