@@ -9,6 +9,7 @@ use half::bf16;
 use crate::{
     coding::{Coding, Limits},
     error::{Error, Result},
+    exact,
     format::{
         bytes::Reader,
         chunk::{ChunkHeader, CodecId},
@@ -16,11 +17,12 @@ use crate::{
         segments::{self, SEGMENT_BYTES_RANGE},
     },
     layout::{KvBlock, KvLayout},
+    paper::chunk::{PaperChunk, Window},
     plan::{KvtcProfile, Plan, PlanId},
     planes::{fp8, lossless},
-    side::SideContext,
-    stages::{deflate::inflate, escape::ESCAPE_BYTES, order::Order, quantize::Steps, rope::RopeTable},
-    tokens::{Group, Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
+    side::{SideContext, SidePart},
+    stages::{deflate::inflate, quantize::Steps, rope::RopeTable},
+    tokens::{Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
 };
 
 /// Turns chunks back into stretches of cache.
@@ -62,8 +64,8 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::LimitExceeded`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`],
-    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`] or
-    /// [`Error::Corrupt`], never a panic, whatever the bytes.
+    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`],
+    /// [`Error::ProfileMissing`] or [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
         limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
         let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
@@ -76,7 +78,10 @@ impl Decoder {
             (CodecId::Lossless, _) => self.decode_lossless(&header, reader),
             (CodecId::Fp8, _) => self.decode_fp8(&header, reader),
             (CodecId::Kvtc, Some(plan)) => self.decode_kvtc(&header, plan.kvtc(), reader),
-            (CodecId::Kvtc, None) => Err(Error::PlanMissing { codec: "kvtc" }),
+            (CodecId::KvtcPaper, Some(plan)) => self.decode_paper(&header, plan, reader),
+            (CodecId::KvtcPaper | CodecId::Kvtc, None) => {
+                Err(Error::PlanMissing { codec: header.kind().name() })
+            }
         }
     }
 
@@ -88,13 +93,17 @@ impl Decoder {
         self.check_coding(header)?;
         limit("tokens of a chunk", self.limits.max_tokens, header.tokens.into())?;
         match header.codec {
-            CodecId::Kvtc => self.check_kvtc(header),
+            CodecId::Kvtc => self.check_plan(header),
+            CodecId::KvtcPaper => {
+                self.check_plan(header)?;
+                check_paper(header)
+            }
             CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => check_without_plan(header),
         }
     }
 
     fn check_coding(&self, header: &ChunkHeader) -> Result<()> {
-        let got = Coding { kind: header.codec.kind(), tier: header.tier };
+        let got = Coding { kind: header.kind(), tier: header.tier };
         let Some(expected) = self.announced else { return Ok(()) };
         if expected.kind == got.kind && (expected.tier == got.tier || !got.kind.needs_plan()) {
             Ok(())
@@ -103,10 +112,14 @@ impl Decoder {
         }
     }
 
-    fn check_kvtc(&self, header: &ChunkHeader) -> Result<()> {
-        let plan = self.plan.as_ref().ok_or(Error::PlanMissing { codec: "kvtc" })?;
+    fn check_plan(&self, header: &ChunkHeader) -> Result<()> {
+        let codec = header.kind().name();
+        let plan = self.plan.as_ref().ok_or(Error::PlanMissing { codec })?;
         if header.plan != plan.id() {
             return Err(Error::PlanMismatch { expected: plan.id(), got: header.plan });
+        }
+        if !plan.supports(header.kind()) {
+            return Err(Error::ProfileMissing { codec });
         }
         check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE)
     }
@@ -131,13 +144,23 @@ impl Decoder {
         let len = 2 * exact_len + fp8::payload_len(&self.layout, tokens - exact);
         let payload = read_payload(header, len, reader)?;
         let (exact_bytes, coded) = payload.split_at(2 * exact_len);
-        let (plane, exact_values) = (tokens * self.layout.head_dim, exact * self.layout.head_dim);
         let mut sides = [(); 2].map(|()| vec![bf16::ZERO; tokens * self.layout.features()]);
         for (side, bytes) in sides.iter_mut().zip([&exact_bytes[..exact_len], &exact_bytes[exact_len..]]) {
-            restore_exact(bytes, exact_values, plane, side);
+            exact::restore(bytes, tokens, self.layout.head_dim, 0..exact, side);
         }
         fp8::decode(&self.layout, tokens, exact, coded, &mut sides)?;
         let [keys, values] = sides;
+        Ok(KvBlock { first_token, tokens, keys, values })
+    }
+
+    fn decode_paper(&self, header: &ChunkHeader, plan: &Plan, reader: Reader<'_>) -> Result<KvBlock> {
+        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
+        let window =
+            if header.is_window_coded { Window::Coded(plan.kvtc(), header.steps) } else { Window::Raw };
+        let chunk = PaperChunk::new(&self.layout, plan, header.place(), header.tier, window)?;
+        let escapes = [header.key_escapes, header.value_escapes];
+        let payload = read_payload(header, chunk.payload_len(escapes)?, reader)?;
+        let [keys, values] = chunk.decode(&payload, escapes)?;
         Ok(KvBlock { first_token, tokens, keys, values })
     }
 
@@ -176,12 +199,7 @@ impl Decoder {
         let decode = |part: &SidePart<'_>, exact: &[u8], bytes: &[u8], rope: Option<&RopeTable>| {
             let (space, order, groups) = (part.space, &part.order, groups.as_slice());
             let mut cache = vec![bf16::ZERO; tokens * self.layout.features()];
-            restore_exact(
-                exact,
-                roles.exact.len() * self.layout.head_dim,
-                tokens * self.layout.head_dim,
-                &mut cache,
-            );
+            exact::restore(exact, tokens, self.layout.head_dim, roles.exact.clone(), &mut cache);
             let context = SideContext { layout: &self.layout, space, order, groups, rope, tokens };
             context.decode(bytes, &mut cache).map(|()| cache)
         };
@@ -190,33 +208,6 @@ impl Decoder {
             || decode(&values, exact_values, value_bytes, None),
         );
         Ok(KvBlock { first_token, tokens, keys: keys?, values: values? })
-    }
-}
-
-/// One side's share of the payload, known from the header.
-struct SidePart<'a> {
-    space: &'a crate::plan::space::Space,
-    order: Order,
-    /// Bytes of packed symbols and escapes.
-    len: usize,
-}
-
-impl<'a> SidePart<'a> {
-    fn of(
-        profile: &'a KvtcProfile,
-        side: Side,
-        steps: &Steps,
-        groups: &[Group],
-        escapes: u32,
-    ) -> Result<Self> {
-        let space = profile.space(side);
-        let order = Order::of(space, side, steps, groups);
-        if escapes as usize > order.symbols {
-            let detail = format!("{escapes} escapes among {} symbols", order.symbols);
-            return Err(Error::corrupt("chunk header", detail));
-        }
-        let len = order.packed_len(space) + escapes as usize * ESCAPE_BYTES;
-        Ok(Self { space, order, len })
     }
 }
 
@@ -232,14 +223,32 @@ fn check_without_plan(header: &ChunkHeader) -> Result<()> {
         && header.plan == PlanId::NONE
         && (header.codec == CodecId::Lossless || escapes == [0; 2]);
     if !is_clean {
-        let detail = format!("a {} chunk with fields of a kvtc chunk", header.codec.kind());
+        let detail = format!("a {} chunk with fields of a kvtc chunk", header.kind());
         return Err(Error::corrupt("chunk header", detail));
     }
     match header.codec {
         CodecId::Raw => check_roles(header, 0, 0, 0..=0),
         CodecId::Lossless => check_roles(header, 0, 0, SEGMENT_BYTES_RANGE),
-        CodecId::Fp8 | CodecId::Kvtc => check_roles(header, SINKS, 0, SEGMENT_BYTES_RANGE),
+        CodecId::Fp8 | CodecId::KvtcPaper | CodecId::Kvtc => {
+            check_roles(header, SINKS, 0, SEGMENT_BYTES_RANGE)
+        }
     }
+}
+
+/// The body has no steps and the tier names a bit plan; a raw window has no steps and escapes either.
+fn check_paper(header: &ChunkHeader) -> Result<()> {
+    let Steps { keys, values, .. } = header.steps;
+    let window_fields = (header.window_tier, header.steps, header.key_escapes, header.value_escapes);
+    let is_clean =
+        (keys, values) == (0, 0) && (header.is_window_coded || window_fields == (0, Steps::default(), 0, 0));
+    if !is_clean {
+        return Err(Error::corrupt(
+            "chunk header",
+            format!("a {} chunk with steps or escapes", header.kind()),
+        ));
+    }
+    let known = header.kind().check_tier(header.tier);
+    known.map_err(|error| Error::corrupt("chunk header", error.to_string()))
 }
 
 fn check_roles(
@@ -284,15 +293,4 @@ fn read_shifts(header: &ChunkHeader, roles: &Roles, reader: &mut Reader<'_>) -> 
     }
     let packed = reader.take(shift_table_len(roles.body.len()))?;
     unpack_shifts(packed, roles.body.len()).map(Some)
-}
-
-/// Puts exact elements (low bytes, then high bytes) at the start of every plane of a cache.
-fn restore_exact(planes: &[u8], exact_per_plane: usize, elements_per_plane: usize, cache: &mut [bf16]) {
-    let (low, high) = planes.split_at(planes.len() / 2);
-    let mut elements = low.iter().zip(high).map(|(&low, &high)| bf16::from_le_bytes([low, high]));
-    for plane in cache.chunks_exact_mut(elements_per_plane) {
-        for (to, from) in plane[..exact_per_plane].iter_mut().zip(&mut elements) {
-            *to = from;
-        }
-    }
 }

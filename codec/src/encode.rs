@@ -5,8 +5,9 @@ use std::sync::Arc;
 use half::bf16;
 
 use crate::{
-    coding::{CodecKind, Coding, TIERS},
+    coding::{CodecKind, Coding},
     error::{Error, Result},
+    exact,
     format::{
         bytes::Write,
         chunk::{ChunkHeader, CodecId},
@@ -14,6 +15,7 @@ use crate::{
         segments::{self, SEGMENT_BYTES},
     },
     layout::{KvBlock, KvLayout},
+    paper::chunk::{PaperChunk, Window, window_steps},
     plan::{KvtcProfile, Plan, PlanId},
     planes::{fp8, lossless},
     side::{SideBytes, SideContext},
@@ -36,7 +38,8 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::PlanMissing`] when the codec needs a plan, [`Error::ModelMismatch`] or [`Error::LayoutMismatch`] when it is
-    /// for another model, [`Error::InvalidArgument`] for a bad layout or a tier outside [`TIERS`].
+    /// for another model, [`Error::ProfileMissing`] when it lacks the codec's tables, [`Error::InvalidArgument`] for a bad layout or a tier
+    /// that the codec does not have ([`CodecKind::tiers`]).
     pub fn new(
         layout: KvLayout,
         model_fingerprint: [u8; 16],
@@ -48,14 +51,10 @@ impl Encoder {
         if coding.kind.needs_plan() {
             let plan = plan.as_ref().ok_or_else(|| Error::PlanMissing { codec: coding.kind.name() })?;
             plan.check(&layout, model_fingerprint)?;
-            if !TIERS.contains(&coding.tier) {
-                return Err(Error::InvalidArgument(format!(
-                    "tier {} is outside {} to {}",
-                    coding.tier,
-                    TIERS.start(),
-                    TIERS.end()
-                )));
+            if !plan.supports(coding.kind) {
+                return Err(Error::ProfileMissing { codec: coding.kind.name() });
             }
+            coding.kind.check_tier(coding.tier)?;
         }
         if u32::try_from(prompt_tokens).is_err() {
             return Err(Error::InvalidArgument(format!("a prompt of {prompt_tokens} tokens")));
@@ -83,7 +82,10 @@ impl Encoder {
             (CodecKind::Lossless, _) => self.encode_lossless(block),
             (CodecKind::Fp8, _) => self.encode_fp8(block),
             (CodecKind::Kvtc, Some(plan)) => self.encode_kvtc(plan, block, shifts),
-            (CodecKind::Kvtc, None) => Err(Error::PlanMissing { codec: CodecKind::Kvtc.name() }),
+            (CodecKind::KvtcPaper | CodecKind::KvtcPaperCodedWindow, Some(plan)) => {
+                self.encode_paper(plan, block)
+            }
+            (kind, None) => Err(Error::PlanMissing { codec: kind.name() }),
         }
     }
 
@@ -199,11 +201,39 @@ impl Encoder {
         Ok((keys?, values?))
     }
 
+    fn encode_paper(&self, plan: &Plan, block: &KvBlock) -> Result<Vec<u8>> {
+        let tier = self.coding.tier;
+        let (window, window_tier, steps) = if self.coding.kind == CodecKind::KvtcPaperCodedWindow {
+            let steps = window_steps(plan.kvtc(), tier);
+            (Window::Coded(plan.kvtc(), steps), plan.kvtc().window_tier(tier), steps)
+        } else {
+            (Window::Raw, 0, Steps::default())
+        };
+        let chunk = PaperChunk::new(&self.layout, plan, self.place(block), tier, window)?;
+        let payload = chunk.encode([&block.keys, &block.values])?;
+        let header = ChunkHeader {
+            codec: CodecId::KvtcPaper,
+            is_window_coded: matches!(window, Window::Coded(..)),
+            plan: plan.id(),
+            sinks: SINKS,
+            window: WINDOW,
+            tier,
+            window_tier,
+            steps,
+            key_escapes: payload.escapes[0],
+            value_escapes: payload.escapes[1],
+            segment_bytes: SEGMENT_BYTES,
+            ..self.header(block)
+        };
+        write_chunk(header, &[], &payload.bytes, &payload.breaks)
+    }
+
     /// The fields that every codec fills; the others as raw has them.
     fn header(&self, block: &KvBlock) -> ChunkHeader {
         ChunkHeader {
             codec: CodecId::Raw,
             has_shifts: false,
+            is_window_coded: false,
             model: self.model,
             plan: PlanId::NONE,
             first_token: block.first_token as u32,
@@ -225,17 +255,11 @@ impl Encoder {
     }
 }
 
-/// The first `count` tokens of a block, keys then values, each as low bytes then high bytes; and where those end.
+/// The first `count` tokens of a block, keys then values; and where their parts end.
 fn exact_planes(block: &KvBlock, count: usize, head_dim: usize) -> (Vec<u8>, Vec<usize>) {
     let (mut out, mut breaks) = (Vec::new(), Vec::new());
     for cache in [&block.keys, &block.values] {
-        let planes = cache.chunks_exact(block.tokens * head_dim);
-        let exact: Vec<[u8; 2]> =
-            planes.flat_map(|plane| plane[..count * head_dim].iter().map(|x| x.to_le_bytes())).collect();
-        for byte in 0..2 {
-            out.extend(exact.iter().map(|bytes| bytes[byte]));
-            breaks.push(out.len());
-        }
+        exact::write(cache, block.tokens, head_dim, 0..count, &mut out, &mut breaks);
     }
     (out, breaks)
 }

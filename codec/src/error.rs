@@ -56,6 +56,14 @@ pub enum Error {
         /// The codec.
         codec: &'static str,
     },
+    /// The plan was calibrated without the tables of this codec; calibrate again, and load the new plan on both ends.
+    #[error(
+        "the loaded plan has no tables for codec {codec}; recalibrate the model to get a plan that has them"
+    )]
+    ProfileMissing {
+        /// The codec.
+        codec: &'static str,
+    },
     /// The chunk was coded with another plan; both ends must load the same plan file.
     #[error("chunk was coded with plan {got}, the loaded plan is {expected}")]
     PlanMismatch {

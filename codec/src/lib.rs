@@ -2,17 +2,19 @@
 //!
 //! # Reading order
 //! [`encode`](Encoder) and [`decode`](Decoder) list the stages; `stages/` holds one stage and its mirror per file; `format/` is
-//! `docs/kv-format.md` in code; `plan/` is the calibrated tables, [`fit`] makes them.
+//! `docs/kv-format.md` in code; `plan/` is the calibrated tables, [`fit`] makes them. `paper/` is kvtc-paper alone.
 #![deny(unsafe_code)]
 
 mod coding;
 mod decode;
 mod encode;
 mod error;
+mod exact;
 pub mod fit;
 mod format;
 pub mod inspect;
 mod layout;
+mod paper;
 mod plan;
 mod planes;
 pub mod probe;
@@ -20,10 +22,11 @@ mod side;
 mod stages;
 mod tokens;
 
-pub use coding::{CodecKind, Coding, Limits, TIERS};
+pub use coding::{CodecKind, Coding, Limits, PAPER_TIERS, TIERS};
 pub use decode::Decoder;
 pub use encode::Encoder;
 pub use error::{Error, Result};
 pub use format::FORMAT_VERSION;
 pub use layout::{KvBlock, KvLayout, MAX_FEATURES};
+pub use paper::{BitGroup, GroupType, PaperSpace};
 pub use plan::{MAX_PLAN_BYTES, Plan, PlanId, TierSteps};

@@ -8,17 +8,17 @@ use rayon::prelude::*;
 use crate::{
     error::{Error, Result},
     layout::KvLayout,
-    plan::space::Space,
+    plan::{KvtcProfile, space::Space},
     stages::{
-        escape,
+        escape::{self, ESCAPE_BYTES},
         order::Order,
         pack,
         pca::{self, TILE_ROWS},
-        quantize::{dequantize, quantize, step_size},
+        quantize::{Steps, dequantize, quantize, step_size},
         rope::RopeTable,
         rows::{self, Rows},
     },
-    tokens::Group,
+    tokens::{Group, Side},
 };
 
 /// One side's part of the payload.
@@ -88,15 +88,7 @@ impl SideContext<'_> {
 
     /// Symbols of one tile, `[kept, tokens]`.
     fn encode_tile(&self, tile: Tile<'_>, cache: &[bf16]) -> Result<Vec<i16>> {
-        let features = self.layout.features();
-        let mut rows = vec![0f32; TILE_ROWS * features];
-        for (row, &token) in rows.chunks_exact_mut(features).zip(tile.tokens) {
-            if !rows::gather(cache, self.tokens, token, self.layout.head_dim, self.rope, row) {
-                return Err(Error::InvalidArgument(format!(
-                    "token {token} of the block has a cache entry that is not finite"
-                )));
-            }
-        }
+        let mut rows = rows::gather_tile(cache, self.tokens, tile.tokens, self.layout, self.rope)?;
         let kept = self.order.kept[tile.group];
         let coefficients = pca::project(self.space, kept, &mut rows);
         let step = step_size(self.order.exponents[tile.group]);
@@ -130,6 +122,34 @@ impl SideContext<'_> {
             }
         }
         Rows { tokens: tile.tokens.to_vec(), features: pca::reconstruct(self.space, kept, &coefficients) }
+    }
+}
+
+/// One side's share of the payload, known from the header.
+#[derive(Debug)]
+pub(crate) struct SidePart<'a> {
+    pub(crate) space: &'a Space,
+    pub(crate) order: Order,
+    /// Bytes of packed symbols and escapes.
+    pub(crate) len: usize,
+}
+
+impl<'a> SidePart<'a> {
+    pub(crate) fn of(
+        profile: &'a KvtcProfile,
+        side: Side,
+        steps: &Steps,
+        groups: &[Group],
+        escapes: u32,
+    ) -> Result<Self> {
+        let space = profile.space(side);
+        let order = Order::of(space, side, steps, groups);
+        if escapes as usize > order.symbols {
+            let detail = format!("{escapes} escapes among {} symbols", order.symbols);
+            return Err(Error::corrupt("chunk header", detail));
+        }
+        let len = order.packed_len(space) + escapes as usize * ESCAPE_BYTES;
+        Ok(Self { space, order, len })
     }
 }
 

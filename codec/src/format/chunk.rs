@@ -19,19 +19,8 @@ pub(crate) enum CodecId {
     Raw = 0,
     Lossless = 1,
     Fp8 = 2,
+    KvtcPaper = 3,
     Kvtc = 4,
-}
-
-impl CodecId {
-    /// The codec's public name.
-    pub(crate) fn kind(self) -> CodecKind {
-        match self {
-            Self::Raw => CodecKind::Raw,
-            Self::Lossless => CodecKind::Lossless,
-            Self::Fp8 => CodecKind::Fp8,
-            Self::Kvtc => CodecKind::Kvtc,
-        }
-    }
 }
 
 /// Everything before the shift table. Field meanings stand in `docs/kv-format.md`, section 2.
@@ -39,6 +28,7 @@ impl CodecId {
 pub(crate) struct ChunkHeader {
     pub(crate) codec: CodecId,
     pub(crate) has_shifts: bool,
+    pub(crate) is_window_coded: bool,
     pub(crate) model: [u8; 16],
     pub(crate) plan: PlanId,
     pub(crate) first_token: u32,
@@ -60,6 +50,7 @@ pub(crate) struct ChunkHeader {
 
 const WHAT: &str = "chunk header";
 const FLAG_SHIFTS: u8 = 1;
+const FLAG_CODED_WINDOW: u8 = 2;
 
 impl ChunkHeader {
     /// Encoded size, in bytes.
@@ -81,6 +72,7 @@ impl ChunkHeader {
             0 => CodecId::Raw,
             1 => CodecId::Lossless,
             2 => CodecId::Fp8,
+            3 => CodecId::KvtcPaper,
             4 => CodecId::Kvtc,
             id => return Err(Error::UnsupportedCodec { id }),
         };
@@ -88,6 +80,7 @@ impl ChunkHeader {
         let header = Self {
             codec,
             has_shifts: flags & FLAG_SHIFTS != 0,
+            is_window_coded: flags & FLAG_CODED_WINDOW != 0,
             model: reader.array()?,
             plan: PlanId(reader.array()?),
             first_token: reader.u32()?,
@@ -112,7 +105,11 @@ impl ChunkHeader {
     }
 
     fn validate(&self, flags: u8) -> Result<()> {
-        let allowed_flags = if self.codec == CodecId::Kvtc { FLAG_SHIFTS } else { 0 };
+        let allowed_flags = match self.codec {
+            CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => 0,
+            CodecId::KvtcPaper => FLAG_CODED_WINDOW,
+            CodecId::Kvtc => FLAG_SHIFTS,
+        };
         if flags & !allowed_flags != 0 {
             return Err(Error::corrupt(WHAT, format!("flags are {flags:#04x}")));
         }
@@ -128,6 +125,18 @@ impl ChunkHeader {
             return Err(Error::corrupt(WHAT, format!("step exponent {step} is outside +-{MAX_GRID}")));
         }
         Ok(())
+    }
+
+    /// How the chunk is coded, as a caller asks for it.
+    pub(crate) fn kind(&self) -> CodecKind {
+        match self.codec {
+            CodecId::Raw => CodecKind::Raw,
+            CodecId::Lossless => CodecKind::Lossless,
+            CodecId::Fp8 => CodecKind::Fp8,
+            CodecId::KvtcPaper if self.is_window_coded => CodecKind::KvtcPaperCodedWindow,
+            CodecId::KvtcPaper => CodecKind::KvtcPaper,
+            CodecId::Kvtc => CodecKind::Kvtc,
+        }
     }
 
     /// Where the chunk lies in its prompt.
@@ -149,7 +158,9 @@ impl ChunkHeader {
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         out.put(CHUNK_MAGIC);
         out.put(FORMAT_VERSION.to_le_bytes());
-        out.put([self.codec as u8, if self.has_shifts { FLAG_SHIFTS } else { 0 }]);
+        let shifts = if self.has_shifts { FLAG_SHIFTS } else { 0 };
+        let coded_window = if self.is_window_coded { FLAG_CODED_WINDOW } else { 0 };
+        out.put([self.codec as u8, shifts | coded_window]);
         out.put(self.model);
         out.put(self.plan.0);
         out.put_all(&[self.first_token, self.tokens, self.prompt_tokens], u32::to_le_bytes);
@@ -170,6 +181,7 @@ mod tests {
         ChunkHeader {
             codec: CodecId::Kvtc,
             has_shifts: true,
+            is_window_coded: false,
             model: [1; 16],
             plan: PlanId([2; 16]),
             first_token: 3,
@@ -208,6 +220,8 @@ mod tests {
             ChunkHeader { tokens: u32::MAX, first_token: u32::MAX, ..header() },
             ChunkHeader { steps: Steps { keys: MAX_GRID + 1, ..Steps::default() }, ..header() },
             ChunkHeader { codec: CodecId::Raw, ..header() },
+            ChunkHeader { codec: CodecId::KvtcPaper, ..header() },
+            ChunkHeader { is_window_coded: true, ..header() },
         ];
         for header in broken {
             let mut bytes = Vec::new();

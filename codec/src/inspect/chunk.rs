@@ -9,20 +9,20 @@ use crate::{
         digest::{DIGEST_BYTES, unseal},
         segments::{self, SEGMENT_BYTES_RANGE, Segment},
     },
-    inspect::{Item, Part, Value},
+    inspect::{Item, Part, Value, paper},
     layout::MAX_FEATURES,
     plan::Plan,
     planes,
     stages::{escape::ESCAPE_BYTES, order::Order},
-    tokens::{Roles, Side, groups, shift_table_len, unpack_shifts},
+    tokens::{Group, Roles, Side, groups, shift_table_len, unpack_shifts},
 };
 
 const WHAT: &str = "chunk";
 
 /// A header whose counts are known to be sane, and what follows from it.
-struct Head {
-    header: ChunkHeader,
-    roles: Roles,
+pub(super) struct Head {
+    pub(super) header: ChunkHeader,
+    pub(super) roles: Roles,
 }
 
 impl Head {
@@ -45,16 +45,26 @@ impl Head {
         Ok(head)
     }
 
-    fn planes(&self) -> u64 {
+    pub(super) fn planes(&self) -> u64 {
         u64::from(self.header.layers) * u64::from(self.header.kv_heads)
     }
 
-    fn features(&self) -> u64 {
+    pub(super) fn features(&self) -> u64 {
         self.planes() * u64::from(self.header.head_dim)
     }
 
     fn is_deflated(&self) -> bool {
         self.header.codec != CodecId::Raw
+    }
+
+    /// The plan, if it is the one that the chunk was coded with.
+    pub(super) fn own_plan<'a>(&self, plan: Option<&'a Plan>) -> Option<&'a Plan> {
+        let layout_fits = |plan: &&Plan| {
+            let layout = plan.layout();
+            [layout.layers, layout.kv_heads, layout.head_dim]
+                == [self.header.layers, self.header.kv_heads, self.header.head_dim].map(usize::from)
+        };
+        plan.filter(|plan| plan.id() == self.header.plan).filter(layout_fits)
     }
 
     fn shifts_len(&self) -> usize {
@@ -118,7 +128,7 @@ pub(super) fn item(bytes: &[u8], plan: Option<&Plan>) -> Result<Item> {
 fn fields(head: &Head) -> Vec<(&'static str, Value)> {
     let ChunkHeader { codec, model, plan, tier, window_tier, steps, .. } = &head.header;
     let mut fields: Vec<(&'static str, Value)> = vec![
-        ("codec", Value::Text(codec.kind().name().into())),
+        ("codec", Value::Text(head.header.kind().name().into())),
         ("model", Value::Text(hex(model))),
         ("first_token", head.header.first_token.into()),
         ("tokens", head.header.tokens.into()),
@@ -141,6 +151,9 @@ fn fields(head: &Head) -> Vec<(&'static str, Value)> {
             ("window_value_step", window_values.into()),
         ]);
     }
+    if *codec == CodecId::KvtcPaper {
+        fields.extend(paper::fields(&head.header));
+    }
     if head.is_deflated() {
         fields.push(("segment_bytes", head.header.segment_bytes.into()));
     }
@@ -153,6 +166,7 @@ fn payload_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>) -> Result<Vec<
         CodecId::Raw => Ok(raw_parts(head)),
         CodecId::Lossless => lossless_parts(head),
         CodecId::Fp8 => Ok(fp8_parts(head)),
+        CodecId::KvtcPaper => Ok(paper::parts(head, plan)),
         CodecId::Kvtc => kvtc_parts(head, shifts, plan),
     }
 }
@@ -205,34 +219,36 @@ fn fp8_parts(head: &Head) -> Vec<Part> {
 fn kvtc_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>) -> Result<Vec<Part>> {
     let mut parts = exact_parts(head);
     let exact: u64 = parts.iter().map(|part| part.inflated).sum();
-    let layout_fits = |plan: &&Plan| {
-        let layout = plan.layout();
-        [layout.layers, layout.kv_heads, layout.head_dim]
-            == [head.header.layers, head.header.kv_heads, head.header.head_dim].map(usize::from)
-    };
-    let Some(plan) = plan.filter(|plan| plan.id() == head.header.plan).filter(layout_fits) else {
+    let Some(plan) = head.own_plan(plan) else {
         let rest = head.header.payload_bytes.saturating_sub(exact);
         parts.push(Part::plain("symbols and escapes (name the plan to see them by class)", rest));
         return Ok(parts);
     };
     let shifts = head.header.has_shifts.then(|| unpack_shifts(shifts, head.roles.body.len())).transpose()?;
     let groups = groups(&head.roles, shifts.as_deref());
+    parts.extend(symbol_parts(head, plan, &groups, ""));
+    Ok(parts)
+}
+
+/// Symbols by class and escapes of both sides; names start with `prefix`.
+pub(super) fn symbol_parts(head: &Head, plan: &Plan, groups: &[Group], prefix: &str) -> Vec<Part> {
+    let mut parts = Vec::new();
     for (side, name, escapes) in
         [(Side::Keys, "key", head.header.key_escapes), (Side::Values, "value", head.header.value_escapes)]
     {
         let space = plan.kvtc().space(side);
-        let order = Order::of(space, side, &head.header.steps, &groups);
+        let order = Order::of(space, side, &head.header.steps, groups);
         for run in &order.runs {
             let class = space.classes.first_class + run.table as i32;
             let packing = space.classes.tables[run.table].packing;
             let bytes = packing.packed_len(run.symbols.len()) as u64;
-            let part = Part::plain(format!("{name} symbols of class {class}"), bytes);
+            let part = Part::plain(format!("{prefix}{name} symbols of class {class}"), bytes);
             parts.push(part.counted(run.symbols.len() as u64));
         }
         let bytes = u64::from(escapes) * ESCAPE_BYTES as u64;
-        parts.push(Part::plain(format!("{name} escapes"), bytes).counted(escapes.into()));
+        parts.push(Part::plain(format!("{prefix}{name} escapes"), bytes).counted(escapes.into()));
     }
-    Ok(parts)
+    parts
 }
 
 /// Gives each part its share of the segments it lies in. Shares are differences of one rising function, so they add up exactly.

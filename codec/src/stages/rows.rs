@@ -3,7 +3,11 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::{layout::KvLayout, stages::rope::RopeTable};
+use crate::{
+    error::{Error, Result},
+    layout::KvLayout,
+    stages::{pca::TILE_ROWS, rope::RopeTable},
+};
 
 /// One token's features in the order layer, head, dimension; keys (those with a `rope`) lose their rotary position.
 /// Says whether all of them are finite.
@@ -27,6 +31,29 @@ pub(crate) fn gather(
         }
     }
     largest < bf16::INFINITY.to_bits()
+}
+
+/// The rows of up to [`TILE_ROWS`] tokens of a cache of `tokens` tokens, `[TILE_ROWS, P]`, rows of zeros after the last.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] with the token that has an entry that is not finite.
+pub(crate) fn gather_tile(
+    cache: &[bf16],
+    tokens: usize,
+    tile: &[usize],
+    layout: &KvLayout,
+    rope: Option<&RopeTable>,
+) -> Result<Vec<f32>> {
+    let features = layout.features();
+    let mut rows = vec![0f32; TILE_ROWS * features];
+    for (row, &token) in rows.chunks_exact_mut(features).zip(tile) {
+        if !gather(cache, tokens, token, layout.head_dim, rope, row) {
+            return Err(Error::InvalidArgument(format!(
+                "token {token} of the block has a cache entry that is not finite"
+            )));
+        }
+    }
+    Ok(rows)
 }
 
 /// A stretch of reconstructed rows and the chunk tokens that they are.
