@@ -30,6 +30,7 @@ async fn every_bad_request_is_named_and_the_next_good_one_served() {
         (with("top_p", json!(1.5)), 400, "top_p"),
         (with("kv_codec", json!("gzip")), 400, "kv_codec"),
         (with("kv_tier", json!(3)), 400, "kv_tier"),
+        (with("kv_mode", json!("later")), 400, "kv_mode"),
         (with("stream_options", json!({"include_usage": true})), 400, "stream"),
         ("{\"model\": \"tiny-llama\", \"prompt\": \"x\", \"temperature\": NaN}".into(), 400, "line 1"),
         ("{\"model\": \"tiny-llama\", \"prompt\": ".into(), 400, "line 1"),

@@ -102,3 +102,48 @@ async fn without_being_asked_nothing_is_said_of_the_transfer() {
     assert_eq!(answer["usage"]["completion_tokens"], 3);
     kit.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_coded_after_the_prompt_is_whole_and_one_coded_meanwhile_overlaps_with_it() {
+    let kit = Kit::start_with(|options| options.link_gbps = 0.02).await;
+    let prompt = kit.prompt(1_200);
+    let send = async |codec: &str, mode: &str| {
+        let answer = kit.complete(&prompt, 8, json!({"kv_codec": codec, "kv_mode": mode})).await;
+        answer.kv_transfer.unwrap()
+    };
+    let (after, stream, fp8) =
+        (send("kvtc", "auto").await, send("kvtc", "stream").await, send("fp8", "auto").await);
+    let modes = [&after, &stream, &fp8].map(|transfer| transfer.mode.as_deref().unwrap().to_owned());
+    assert_eq!(modes, ["after", "stream", "stream"]);
+    assert_eq!(after.overlap, Some(0.0), "nothing is coded before the prompt is done");
+    assert!((0.3..1.0).contains(&stream.overlap.unwrap()), "four of five chunks go early: {stream:?}");
+    // 1.2 MB as fp8 take 1.2 s on this link, the prompt far less.
+    assert!((0.01..0.9).contains(&fp8.overlap.unwrap()), "the wire is the bottleneck: {fp8:?}");
+    assert!(after.ratio.unwrap() > 10.0 && stream.ratio.unwrap() > 10.0, "{after:?} {stream:?}");
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_of_a_cache_coded_after_the_prompt_are_as_large_as_the_node_is_told() {
+    let mut kit = Kit::start_with(|options| options.prefill_nodes = 0).await;
+    kit.cluster.add_prefill(|config| config.after_chunk_tokens = 100).await.unwrap();
+    kit.cluster.until_joined(2).await.unwrap();
+    let prompt = kit.prompt(700);
+    let small = kit.complete(&prompt, 8, json!({"kv_codec": "kvtc"})).await.kv_transfer.unwrap();
+    kit.stop().await;
+    let kit = Kit::start().await;
+    let whole = kit.complete(&prompt, 8, json!({"kv_codec": "kvtc"})).await.kv_transfer.unwrap();
+    assert!(small.wire_bytes > whole.wire_bytes + 6 * 100, "{} and {}", small.wire_bytes, whole.wire_bytes);
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_codec_that_only_streams_is_not_coded_after_the_prompt() {
+    let kit = Kit::start().await;
+    let body = json!({"model": "tiny-llama", "prompt": "The linker", "kv_codec": "fp8", "kv_mode": "after"});
+    let response = kit.send(&body).await;
+    assert_eq!(response.status().as_u16(), 400);
+    let error: Value = response.json().await.unwrap();
+    assert_eq!(error["error"]["param"], "kv_mode");
+    kit.stop().await;
+}

@@ -111,7 +111,7 @@ fn write_sample(args: &Args, kind: CodecKind) -> anyhow::Result<()> {
     let (layout, model) = (loaded.layout.clone(), loaded.llama.fingerprint());
     let encoder = Encoder::new(layout, model, loaded.plan.as_ref().map(Arc::clone), coding, tokens.len())?;
     let mut cache: KvCache<bf16> = KvCache::new(loaded.llama.config(), tokens.len());
-    let pass = PromptPass::new(tokens, CHUNK);
+    let mut pass = PromptPass::new(tokens, CHUNK);
     loop {
         let (range, progress) = pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?;
         out.write_all(&encoder.encode(&export(&cache, range)?)?)?;

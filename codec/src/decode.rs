@@ -16,13 +16,14 @@ use crate::{
         digest::unseal,
         segments::{self, SEGMENT_BYTES_RANGE},
     },
+    kvtc,
     layout::{KvBlock, KvLayout},
-    paper::chunk::{PaperChunk, Window},
+    paper,
     plan::{KvtcProfile, Plan, PlanId},
     planes::{fp8, lossless},
-    side::{SideContext, SidePart},
-    stages::{deflate::inflate, quantize::Steps, rope::RopeTable},
-    tokens::{Roles, SINKS, Side, WINDOW, groups, shift_table_len, unpack_shifts},
+    predict::TokenFeatures,
+    stages::{deflate::inflate, quantize::Steps},
+    tokens::{Roles, SINKS, WINDOW, shift_table_len, unpack_shifts},
 };
 
 /// Turns chunks back into stretches of cache.
@@ -33,6 +34,7 @@ pub struct Decoder {
     plan: Option<Arc<Plan>>,
     limits: Limits,
     announced: Option<Coding>,
+    features: Option<Arc<dyn TokenFeatures>>,
 }
 
 impl Decoder {
@@ -51,7 +53,7 @@ impl Decoder {
         if let Some(plan) = &plan {
             plan.check(&layout, model_fingerprint)?;
         }
-        Ok(Self { layout, model: model_fingerprint, plan, limits, announced: None })
+        Ok(Self { layout, model: model_fingerprint, plan, limits, announced: None, features: None })
     }
 
     /// Refuses chunks that are coded otherwise than their sender has announced.
@@ -60,12 +62,18 @@ impl Decoder {
         Self { announced: Some(coding), ..self }
     }
 
+    /// Tells the decoder what the model knows of a token by its id. Chunks of a plan with a predictor need it.
+    #[must_use]
+    pub fn predicting(self, features: Arc<dyn TokenFeatures>) -> Self {
+        Self { features: Some(features), ..self }
+    }
+
     /// Decodes one chunk.
     ///
     /// # Errors
     /// [`Error::LimitExceeded`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`],
-    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::PlanMismatch`],
-    /// [`Error::ProfileMissing`] or [`Error::Corrupt`], never a panic, whatever the bytes.
+    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::FeaturesMissing`], [`Error::ProfileMissing`], [`Error::PlanMismatch`] or
+    /// [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
         limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
         let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
@@ -93,11 +101,7 @@ impl Decoder {
         self.check_coding(header)?;
         limit("tokens of a chunk", self.limits.max_tokens, header.tokens.into())?;
         match header.codec {
-            CodecId::Kvtc => self.check_plan(header),
-            CodecId::KvtcPaper => {
-                self.check_plan(header)?;
-                check_paper(header)
-            }
+            CodecId::Kvtc | CodecId::KvtcPaper => self.check_planned(header),
             CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => check_without_plan(header),
         }
     }
@@ -112,7 +116,7 @@ impl Decoder {
         }
     }
 
-    fn check_plan(&self, header: &ChunkHeader) -> Result<()> {
+    fn check_planned(&self, header: &ChunkHeader) -> Result<()> {
         let codec = header.kind().name();
         let plan = self.plan.as_ref().ok_or(Error::PlanMissing { codec })?;
         if header.plan != plan.id() {
@@ -121,7 +125,11 @@ impl Decoder {
         if !plan.supports(header.kind()) {
             return Err(Error::ProfileMissing { codec });
         }
-        check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE)
+        if header.codec == CodecId::KvtcPaper {
+            check_paper(header)?;
+            return check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE);
+        }
+        check_roles(header, plan.kvtc().sinks, WINDOW, SEGMENT_BYTES_RANGE)
     }
 
     fn decode_lossless(&self, header: &ChunkHeader, reader: Reader<'_>) -> Result<KvBlock> {
@@ -154,14 +162,9 @@ impl Decoder {
     }
 
     fn decode_paper(&self, header: &ChunkHeader, plan: &Plan, reader: Reader<'_>) -> Result<KvBlock> {
-        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
-        let window =
-            if header.is_window_coded { Window::Coded(plan.kvtc(), header.steps) } else { Window::Raw };
-        let chunk = PaperChunk::new(&self.layout, plan, header.place(), header.tier, window)?;
-        let escapes = [header.key_escapes, header.value_escapes];
-        let payload = read_payload(header, chunk.payload_len(escapes)?, reader)?;
-        let [keys, values] = chunk.decode(&payload, escapes)?;
-        Ok(KvBlock { first_token, tokens, keys, values })
+        let chunk = paper::chunk::Parts::of(header, plan, &self.layout)?;
+        let payload = read_payload(header, chunk.payload_len()?, reader)?;
+        chunk.decode(self.features.as_deref(), &payload)
     }
 
     fn decode_raw(&self, header: &ChunkHeader, mut reader: Reader<'_>) -> Result<KvBlock> {
@@ -182,32 +185,12 @@ impl Decoder {
         profile: &KvtcProfile,
         mut reader: Reader<'_>,
     ) -> Result<KvBlock> {
-        let (first_token, tokens) = (header.first_token as usize, header.tokens as usize);
-        let roles = Roles::of(header.place(), header.sinks, header.window);
-        let shifts = read_shifts(header, &roles, &mut reader)?;
-        let groups = groups(&roles, shifts.as_deref());
-        let exact_len = roles.exact.len() * self.layout.features() * size_of::<bf16>();
-        let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
-        let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
-        let payload_len = 2 * exact_len + keys.len + values.len;
-        let payload = read_payload(header, payload_len, reader)?;
-        let (exact_keys, rest) = payload.split_at(exact_len);
-        let (exact_values, rest) = rest.split_at(exact_len);
-        let (key_bytes, value_bytes) = rest.split_at(keys.len);
-
-        let rope = RopeTable::new(&self.layout, first_token, tokens);
-        let decode = |part: &SidePart<'_>, exact: &[u8], bytes: &[u8], rope: Option<&RopeTable>| {
-            let (space, order, groups) = (part.space, &part.order, groups.as_slice());
-            let mut cache = vec![bf16::ZERO; tokens * self.layout.features()];
-            exact::restore(exact, tokens, self.layout.head_dim, roles.exact.clone(), &mut cache);
-            let context = SideContext { layout: &self.layout, space, order, groups, rope, tokens };
-            context.decode(bytes, &mut cache).map(|()| cache)
-        };
-        let (keys, values) = rayon::join(
-            || decode(&keys, exact_keys, key_bytes, Some(&rope)),
-            || decode(&values, exact_values, value_bytes, None),
-        );
-        Ok(KvBlock { first_token, tokens, keys: keys?, values: values? })
+        let parts = kvtc::Parts::of(header, profile, self.layout.features())?;
+        let body_shifts = read_shifts(header, &parts.roles, &mut reader)?;
+        let len = parts.check_payload(header, self.layout.features())?;
+        let payload = read_payload(header, len, reader)?;
+        let features = self.features.as_deref();
+        kvtc::decode(header, (profile, &parts), &self.layout, features, body_shifts.as_deref(), &payload)
     }
 }
 

@@ -14,13 +14,14 @@ use crate::{
         digest::{DIGEST_BYTES, seal},
         segments::{self, SEGMENT_BYTES},
     },
+    kvtc,
     layout::{KvBlock, KvLayout},
-    paper::chunk::{PaperChunk, Window, window_steps},
-    plan::{KvtcProfile, Plan, PlanId},
+    paper,
+    plan::{Plan, PlanId},
     planes::{fp8, lossless},
-    side::{SideBytes, SideContext},
-    stages::{deflate::deflate, order::Order, quantize::Steps, rope::RopeTable},
-    tokens::{Place, Roles, SHIFTS, SINKS, Side, WINDOW, groups, pack_shifts},
+    predict::TokenFeatures,
+    stages::{deflate::deflate, quantize::Steps},
+    tokens::{Place, Roles, SHIFTS, SINKS},
 };
 
 /// Turns stretches of one prompt's cache into chunks.
@@ -31,6 +32,14 @@ pub struct Encoder {
     plan: Option<Arc<Plan>>,
     coding: Coding,
     prompt_tokens: usize,
+    known: Option<Known>,
+}
+
+/// What the other end knows of the prompt as well.
+#[derive(Debug, Clone)]
+struct Known {
+    features: Arc<dyn TokenFeatures>,
+    ids: Arc<[u32]>,
 }
 
 impl Encoder {
@@ -38,8 +47,8 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::PlanMissing`] when the codec needs a plan, [`Error::ModelMismatch`] or [`Error::LayoutMismatch`] when it is
-    /// for another model, [`Error::ProfileMissing`] when it lacks the codec's tables, [`Error::InvalidArgument`] for a bad layout or a tier
-    /// that the codec does not have ([`CodecKind::tiers`]).
+    /// for another model, [`Error::ProfileMissing`] when it lacks the codec's tables, [`Error::InvalidArgument`] for a bad layout or a
+    /// tier that the codec does not have ([`CodecKind::tiers`]).
     pub fn new(
         layout: KvLayout,
         model_fingerprint: [u8; 16],
@@ -59,7 +68,20 @@ impl Encoder {
         if u32::try_from(prompt_tokens).is_err() {
             return Err(Error::InvalidArgument(format!("a prompt of {prompt_tokens} tokens")));
         }
-        Ok(Self { layout, model: model_fingerprint, plan, coding, prompt_tokens })
+        Ok(Self { layout, model: model_fingerprint, plan, coding, prompt_tokens, known: None })
+    }
+
+    /// Tells the encoder what the decoder knows too: the prompt's token ids and what the model knows of a token by its id. A plan with a
+    /// predictor needs it; others and the other codecs ignore it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there are not as many ids as tokens in the prompt.
+    pub fn predicting(self, features: Arc<dyn TokenFeatures>, ids: Arc<[u32]>) -> Result<Self> {
+        if ids.len() != self.prompt_tokens {
+            let (got, expected) = (ids.len(), self.prompt_tokens);
+            return Err(Error::InvalidArgument(format!("{got} token ids for a prompt of {expected} tokens")));
+        }
+        Ok(Self { known: Some(Known { features, ids }), ..self })
     }
 
     /// Encodes a block as one self-contained chunk. The same block gives the same bytes on every run.
@@ -70,8 +92,8 @@ impl Encoder {
         self.encode_with_shifts(block, None)
     }
 
-    /// As [`Self::encode`], with another step per token: `shifts[t]`, from -8 to 7, multiplies the step of the block's token t by
-    /// 2^(shift / 3). Sinks and window tokens ignore theirs; the other codecs ignore all.
+    /// As [`Self::encode`], with another step per token: `shifts[t]`, one of [`SHIFTS`], multiplies the step of the block's token t by
+    /// 2^(shift / 3), the window's tokens included. Exact tokens ignore theirs; the other codecs ignore all.
     ///
     /// # Errors
     /// As [`Self::encode`], and [`Error::InvalidArgument`] for a wrong number of shifts or one out of range.
@@ -104,7 +126,11 @@ impl Encoder {
             return Err(Error::InvalidArgument(format!("{count} shifts for {} tokens", block.tokens)));
         }
         match shifts.iter().find(|shift| !SHIFTS.contains(shift)) {
-            Some(shift) => Err(Error::InvalidArgument(format!("shift {shift} is outside -8 to 7"))),
+            Some(shift) => Err(Error::InvalidArgument(format!(
+                "shift {shift} is outside {} to {}",
+                SHIFTS.start(),
+                SHIFTS.end()
+            ))),
             None => Ok(()),
         }
     }
@@ -129,7 +155,7 @@ impl Encoder {
             segment_bytes: SEGMENT_BYTES,
             ..self.header(block)
         };
-        write_chunk(header, &[], &payload.bytes, &payload.breaks)
+        write_chunk(header, &payload.bytes, &payload.breaks)
     }
 
     fn encode_fp8(&self, block: &KvBlock) -> Result<Vec<u8>> {
@@ -144,7 +170,7 @@ impl Encoder {
         let (mut payload, mut breaks) = exact_planes(block, exact, self.layout.head_dim);
         breaks.extend(coded.breaks.iter().map(|at| payload.len() + at));
         payload.extend_from_slice(&coded.bytes);
-        write_chunk(header, &[], &payload, &breaks)
+        write_chunk(header, &payload, &breaks)
     }
 
     fn place(&self, block: &KvBlock) -> Place {
@@ -152,80 +178,21 @@ impl Encoder {
     }
 
     fn encode_kvtc(&self, plan: &Plan, block: &KvBlock, shifts: Option<&[i8]>) -> Result<Vec<u8>> {
-        let profile = plan.kvtc();
-        let roles = Roles::of(self.place(block), SINKS, WINDOW);
-        let shifts = shifts.map(|shifts| &shifts[roles.body.clone()]);
-        let steps = profile.steps(self.coding.tier);
-        let (keys, values) = self.encode_sides(profile, &steps, block, &groups(&roles, shifts))?;
-        let header = ChunkHeader {
-            codec: CodecId::Kvtc,
-            has_shifts: shifts.is_some(),
-            plan: plan.id(),
-            sinks: SINKS,
-            window: WINDOW,
-            tier: self.coding.tier,
-            window_tier: profile.window_tier(self.coding.tier),
-            steps,
-            key_escapes: keys.escapes as u32,
-            value_escapes: values.escapes as u32,
-            segment_bytes: SEGMENT_BYTES,
-            ..self.header(block)
-        };
-        let (mut payload, mut breaks) = exact_planes(block, roles.exact.end, self.layout.head_dim);
-        for side in [keys, values] {
-            breaks.extend(side.breaks.iter().map(|at| payload.len() + at));
-            payload.extend_from_slice(&side.bytes);
-            breaks.push(payload.len());
-        }
-        write_chunk(header, shifts.unwrap_or_default(), &payload, &breaks)
-    }
-
-    fn encode_sides(
-        &self,
-        profile: &KvtcProfile,
-        steps: &Steps,
-        block: &KvBlock,
-        groups: &[crate::tokens::Group],
-    ) -> Result<(SideBytes, SideBytes)> {
-        let rope = RopeTable::new(&self.layout, block.first_token, block.tokens);
-        let encode = |side: Side, cache: &[bf16], rope: Option<&RopeTable>| {
-            let space = profile.space(side);
-            let order = &Order::of(space, side, steps, groups);
-            let layout = &self.layout;
-            SideContext { layout, space, order, groups, rope, tokens: block.tokens }.encode(cache)
-        };
-        let (keys, values) = rayon::join(
-            || encode(Side::Keys, &block.keys, Some(&rope)),
-            || encode(Side::Values, &block.values, None),
-        );
-        Ok((keys?, values?))
+        let (header, payload) = kvtc::encode(&self.job(plan, block, shifts), self.header(block))?;
+        write_chunk(header, &payload.bytes, &payload.breaks)
     }
 
     fn encode_paper(&self, plan: &Plan, block: &KvBlock) -> Result<Vec<u8>> {
-        let tier = self.coding.tier;
-        let (window, window_tier, steps) = if self.coding.kind == CodecKind::KvtcPaperCodedWindow {
-            let steps = window_steps(plan.kvtc(), tier);
-            (Window::Coded(plan.kvtc(), steps), plan.kvtc().window_tier(tier), steps)
-        } else {
-            (Window::Raw, 0, Steps::default())
-        };
-        let chunk = PaperChunk::new(&self.layout, plan, self.place(block), tier, window)?;
-        let payload = chunk.encode([&block.keys, &block.values])?;
-        let header = ChunkHeader {
-            codec: CodecId::KvtcPaper,
-            is_window_coded: matches!(window, Window::Coded(..)),
-            plan: plan.id(),
-            sinks: SINKS,
-            window: WINDOW,
-            tier,
-            window_tier,
-            steps,
-            key_escapes: payload.escapes[0],
-            value_escapes: payload.escapes[1],
-            segment_bytes: SEGMENT_BYTES,
-            ..self.header(block)
-        };
-        write_chunk(header, &[], &payload.bytes, &payload.breaks)
+        let is_window_coded = self.coding.kind == CodecKind::KvtcPaperCodedWindow;
+        let job = self.job(plan, block, None);
+        let (header, payload) = paper::chunk::encode(&job, is_window_coded, self.header(block))?;
+        write_chunk(header, &payload.bytes, &payload.breaks)
+    }
+
+    fn job<'a>(&'a self, plan: &'a Plan, block: &'a KvBlock, shifts: Option<&'a [i8]>) -> kvtc::Job<'a> {
+        let known = self.known.as_ref().map(|known| (known.features.as_ref(), known.ids.as_ref()));
+        let (layout, tier, place) = (&self.layout, self.coding.tier, self.place(block));
+        kvtc::Job { layout, plan, tier, place, block, shifts, known }
     }
 
     /// The fields that every codec fills; the others as raw has them.
@@ -234,6 +201,8 @@ impl Encoder {
             codec: CodecId::Raw,
             has_shifts: false,
             is_window_coded: false,
+            has_token_shifts: false,
+            starts_with_first: false,
             model: self.model,
             plan: PlanId::NONE,
             first_token: block.first_token as u32,
@@ -264,14 +233,11 @@ fn exact_planes(block: &KvBlock, count: usize, head_dim: usize) -> (Vec<u8>, Vec
     (out, breaks)
 }
 
-fn write_chunk(mut header: ChunkHeader, shifts: &[i8], payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
+fn write_chunk(mut header: ChunkHeader, payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
     header.payload_bytes = payload.len() as u64;
     let segments = deflate(payload, breaks, header.segment_bytes as usize);
     let mut out = Vec::new();
     header.write_to(&mut out);
-    if header.has_shifts {
-        out.extend(pack_shifts(shifts));
-    }
     segments::write(&segments, &mut out)?;
     seal(&mut out);
     Ok(out)

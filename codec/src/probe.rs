@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::{
     plan::{Plan, space::Space},
     stages::{
-        pca::{TILE_ROWS, project, reconstruct},
+        pca::{TILE_ROWS, no_coefficients, project, reconstruct},
         quantize::Steps,
     },
     tokens::Side,
@@ -36,7 +36,7 @@ pub fn multiply(plan: &Plan, tier: u8, tokens: usize, product: Product) {
 fn tile(space: &Space, kept: usize, product: Product) {
     let out = match product {
         Product::Project => project(space, kept, &mut vec![0.0; TILE_ROWS * space.mean.len()]),
-        Product::Reconstruct => reconstruct(space, kept, &vec![0.0; kept * TILE_ROWS]),
+        Product::Reconstruct => reconstruct(space, &no_coefficients(space, kept)),
     };
     std::hint::black_box(out);
 }

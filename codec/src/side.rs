@@ -2,6 +2,8 @@
 //!
 //! Everything here happens twice per chunk, side by side. What goes around it, header and segments, is in `encode` and `decode`.
 
+use std::cmp::Reverse;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -9,6 +11,7 @@ use crate::{
     error::{Error, Result},
     layout::KvLayout,
     plan::{KvtcProfile, space::Space},
+    predict::Prediction,
     stages::{
         escape::{self, ESCAPE_BYTES},
         order::Order,
@@ -43,85 +46,129 @@ pub(crate) struct SideContext<'a> {
     pub(crate) rope: Option<&'a RopeTable>,
     /// Tokens of the chunk.
     pub(crate) tokens: usize,
+    /// What rows are predicted to be, where the plan says so.
+    pub(crate) prediction: Option<&'a Prediction<'a>>,
 }
 
-/// Up to [`TILE_ROWS`] consecutive tokens of one group.
+/// Consecutive tokens of one group inside a tile.
 #[derive(Debug, Clone, Copy)]
-struct Tile<'a> {
+struct Piece<'a> {
     group: usize,
-    /// Index in the group of the tile's first token.
+    /// Index in the group of the piece's first token.
     start: usize,
+    /// Row of the tile of the piece's first token.
+    row: usize,
     tokens: &'a [usize],
 }
 
-fn tiles(groups: &[Group]) -> Vec<Tile<'_>> {
-    let of_group = |(group, tokens): (usize, &'_ Group)| (group, tokens.tokens.len().div_ceil(TILE_ROWS));
-    let counts: Vec<(usize, usize)> = groups.iter().enumerate().map(of_group).collect();
-    let tile = |group: usize, i: usize| {
-        let start = i * TILE_ROWS;
-        let end = groups[group].tokens.len().min(start + TILE_ROWS);
-        Tile { group, start, tokens: &groups[group].tokens[start..end] }
-    };
-    counts.into_iter().flat_map(|(group, count)| (0..count).map(move |i| tile(group, i))).collect()
+/// Up to [`TILE_ROWS`] tokens that go through the matrix products together.
+type Tile<'a> = Vec<Piece<'a>>;
+
+/// Tokens of all groups in tiles, those with the most components first, so that few tiles need many.
+fn tiles<'a>(groups: &'a [Group], kept: &[usize]) -> Vec<Tile<'a>> {
+    let mut by_kept: Vec<usize> = (0..groups.len()).collect();
+    by_kept.sort_by_key(|&group| Reverse(kept[group]));
+    let mut tiles: Vec<Tile<'a>> = Vec::new();
+    let mut room = 0;
+    for group in by_kept {
+        let (mut start, mut tokens) = (0, groups[group].tokens.as_slice());
+        while !tokens.is_empty() {
+            if room == 0 {
+                tiles.push(Vec::new());
+                room = TILE_ROWS;
+            }
+            let (head, tail) = tokens.split_at(tokens.len().min(room));
+            let piece = Piece { group, start, row: TILE_ROWS - room, tokens: head };
+            tiles.last_mut().expect("a tile was pushed; this is a bug").push(piece);
+            (start, tokens, room) = (start + head.len(), tail, room - head.len());
+        }
+    }
+    tiles
 }
 
 impl SideContext<'_> {
     /// Rows of the cache to payload bytes.
     pub(crate) fn encode(&self, cache: &[bf16]) -> Result<SideBytes> {
-        let tiles = tiles(self.groups);
-        let coded =
-            tiles.par_iter().map(|tile| self.encode_tile(*tile, cache)).collect::<Result<Vec<_>>>()?;
+        let tiles = tiles(self.groups, &self.order.kept);
+        let coded = tiles.par_iter().map(|tile| self.encode_tile(tile, cache)).collect::<Result<Vec<_>>>()?;
         let mut symbols = vec![0i16; self.order.symbols];
         let bands = split(&mut symbols, self.order.bands.iter().map(|band| self.order.band_len(band)));
         self.order.bands.par_iter().zip(bands).for_each(|(band, symbols)| {
             let length = self.order.lengths[band.group];
-            for (tile, coded) in tiles.iter().zip(&coded).filter(|(tile, _)| tile.group == band.group) {
-                let rows = tile.tokens.len();
-                let components = coded.chunks_exact(rows).skip(band.components.start);
-                for (component, symbols) in components.zip(symbols.chunks_exact_mut(length)) {
-                    symbols[tile.start..tile.start + rows].copy_from_slice(component);
+            for (tile, coded) in tiles.iter().zip(&coded) {
+                for piece in tile.iter().filter(|piece| piece.group == band.group) {
+                    let components = coded.chunks_exact(TILE_ROWS).skip(band.components.start);
+                    for (component, symbols) in components.zip(symbols.chunks_exact_mut(length)) {
+                        let rows = piece.tokens.len();
+                        let from = &component[piece.row..piece.row + rows];
+                        symbols[piece.start..piece.start + rows].copy_from_slice(from);
+                    }
                 }
             }
         });
         Ok(write_symbols(self.space, self.order, &symbols))
     }
 
-    /// Symbols of one tile, `[kept, tokens]`.
-    fn encode_tile(&self, tile: Tile<'_>, cache: &[bf16]) -> Result<Vec<i16>> {
-        let mut rows = rows::gather_tile(cache, self.tokens, tile.tokens, self.layout, self.rope)?;
-        let kept = self.order.kept[tile.group];
-        let coefficients = pca::project(self.space, kept, &mut rows);
-        let step = step_size(self.order.exponents[tile.group]);
-        let mut symbols = vec![0; kept * tile.tokens.len()];
-        let components =
-            coefficients.chunks_exact(TILE_ROWS).zip(symbols.chunks_exact_mut(tile.tokens.len()));
-        components.for_each(|(coefficients, symbols)| quantize(coefficients, step, symbols));
+    /// Components that a tile's pieces need at most.
+    fn kept(&self, tile: &Tile<'_>) -> usize {
+        tile.iter().map(|piece| self.order.kept[piece.group]).max().unwrap_or(0)
+    }
+
+    /// Symbols of one tile, `[kept, TILE_ROWS]`.
+    fn encode_tile(&self, tile: &Tile<'_>, cache: &[bf16]) -> Result<Vec<i16>> {
+        let features = self.layout.features();
+        let tokens: Vec<usize> = tile.iter().flat_map(|piece| piece.tokens).copied().collect();
+        let mut rows = rows::gather_tile(cache, self.tokens, &tokens, self.layout, self.rope)?;
+        if let Some(prediction) = self.prediction {
+            for (row, &token) in rows.chunks_exact_mut(features).zip(&tokens) {
+                prediction.remove(token, row);
+            }
+        }
+        let coefficients = pca::project(self.space, self.kept(tile), &mut rows);
+        let mut symbols = vec![0; self.kept(tile) * TILE_ROWS];
+        for piece in tile {
+            let step = step_size(self.order.exponents[piece.group]);
+            let rows = piece.row..piece.row + piece.tokens.len();
+            let components = coefficients.chunks_exact(TILE_ROWS).zip(symbols.chunks_exact_mut(TILE_ROWS));
+            for (coefficients, symbols) in components.take(self.order.kept[piece.group]) {
+                quantize(&coefficients[rows.clone()], step, &mut symbols[rows.clone()]);
+            }
+        }
         Ok(symbols)
     }
 
     /// Payload bytes to rows of the cache; the mirror of [`Self::encode`].
     pub(crate) fn decode(&self, bytes: &[u8], cache: &mut [bf16]) -> Result<()> {
         let symbols = read_symbols(self.space, self.order, bytes)?;
-        let tiles = tiles(self.groups);
-        let rows: Vec<Rows> = tiles.par_iter().map(|tile| self.decode_tile(*tile, &symbols)).collect();
+        let tiles = tiles(self.groups, &self.order.kept);
+        let rows: Vec<Rows> = tiles.par_iter().map(|tile| self.decode_tile(tile, &symbols)).collect();
         rows::scatter(&rows, self.layout, self.tokens, self.rope, cache);
         Ok(())
     }
 
-    fn decode_tile(&self, tile: Tile<'_>, symbols: &[i16]) -> Rows {
-        let kept = self.order.kept[tile.group];
-        let step = step_size(self.order.exponents[tile.group]);
-        let mut coefficients = vec![0f32; kept * TILE_ROWS];
-        for band in self.order.bands.iter().filter(|band| band.group == tile.group) {
-            let centroids = &self.space.classes.tables[band.table].centroids;
-            let symbols = symbols[band.start..].chunks_exact(self.order.lengths[band.group]);
-            let start = band.components.start * TILE_ROWS;
-            let components = coefficients[start..band.components.end * TILE_ROWS].chunks_exact_mut(TILE_ROWS);
-            for (coefficients, symbols) in components.zip(symbols) {
-                dequantize(&symbols[tile.start..][..tile.tokens.len()], centroids, step, coefficients);
+    fn decode_tile(&self, tile: &Tile<'_>, symbols: &[i16]) -> Rows {
+        let mut coefficients = pca::no_coefficients(self.space, self.kept(tile));
+        for piece in tile {
+            let step = step_size(self.order.exponents[piece.group]);
+            let rows = piece.row..piece.row + piece.tokens.len();
+            for band in self.order.bands.iter().filter(|band| band.group == piece.group) {
+                let centroids = &self.space.classes.tables[band.table].centroids;
+                let symbols = symbols[band.start..].chunks_exact(self.order.lengths[band.group]);
+                let components = coefficients.chunks_exact_mut(TILE_ROWS).skip(band.components.start);
+                for (coefficients, symbols) in components.take(band.components.len()).zip(symbols) {
+                    let symbols = &symbols[piece.start..piece.start + piece.tokens.len()];
+                    dequantize(symbols, centroids, step, &mut coefficients[rows.clone()]);
+                }
             }
         }
-        Rows { tokens: tile.tokens.to_vec(), features: pca::reconstruct(self.space, kept, &coefficients) }
+        let tokens: Vec<usize> = tile.iter().flat_map(|piece| piece.tokens).copied().collect();
+        let mut features = pca::reconstruct(self.space, &coefficients);
+        if let Some(prediction) = self.prediction {
+            for (row, &token) in features.chunks_exact_mut(self.layout.features()).zip(&tokens) {
+                prediction.restore(token, row);
+            }
+        }
+        Rows { tokens, features }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Decided by absolute positions alone, so that any cut of a prompt into chunks treats a token the same way.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::error::{Error, Result};
 
@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 pub(crate) const SINKS: u16 = 4;
 /// Last tokens of a prompt, coded at a finer step.
 pub(crate) const WINDOW: u16 = 128;
-/// Shifts that fit a nibble.
-pub(crate) const SHIFTS: std::ops::RangeInclusive<i8> = -8..=7;
+/// Shifts that may be asked for: eight octaves of step up or down.
+pub const SHIFTS: std::ops::RangeInclusive<i8> = -24..=24;
 
 /// Keys or values: the two halves of a cache, coded alike with tables of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +28,12 @@ pub(crate) struct Place {
     pub(crate) prompt_tokens: usize,
 }
 
-/// The three stretches of a chunk, as token ranges counted from the chunk's start; each may be empty.
+/// The stretches of a chunk, as token ranges counted from the chunk's start; each may be empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Roles {
     pub(crate) exact: Range<usize>,
+    /// Tokens that others keep exact as well: coded like the window.
+    pub(crate) lead: Range<usize>,
     pub(crate) body: Range<usize>,
     pub(crate) window: Range<usize>,
 }
@@ -40,10 +42,22 @@ impl Roles {
     /// Splits a chunk whose prompt keeps `sinks` tokens exact and codes the last `window` finer.
     pub(crate) fn of(place: Place, sinks: u16, window: u16) -> Self {
         let inside = |position: usize| position.saturating_sub(place.first_token).min(place.tokens);
-        let body_start = usize::from(sinks).min(place.prompt_tokens);
-        let window_start = place.prompt_tokens.saturating_sub(usize::from(window)).max(body_start);
-        let (body_start, window_start) = (inside(body_start), inside(window_start));
-        Self { exact: 0..body_start, body: body_start..window_start, window: window_start..place.tokens }
+        let exact_end = usize::from(sinks).min(place.prompt_tokens);
+        let lead_end =
+            if window > 0 { usize::from(SINKS).min(place.prompt_tokens).max(exact_end) } else { exact_end };
+        let window_start = place.prompt_tokens.saturating_sub(usize::from(window)).max(lead_end);
+        let [exact_end, lead_end, window_start] = [exact_end, lead_end, window_start].map(inside);
+        Self {
+            exact: 0..exact_end,
+            lead: exact_end..lead_end,
+            body: lead_end..window_start,
+            window: window_start..place.tokens,
+        }
+    }
+
+    /// Tokens that are not exact.
+    pub(crate) fn coded(&self) -> Range<usize> {
+        self.exact.end..self.window.end
     }
 }
 
@@ -58,22 +72,38 @@ pub(crate) struct Group {
     pub(crate) is_window: bool,
 }
 
-/// Groups in writing order: body by shift, then window; empty ones are left out.
-/// `shifts` holds one entry per body token.
-pub(crate) fn groups(roles: &Roles, shifts: Option<&[i8]>) -> Vec<Group> {
-    let mut groups: Vec<Group> = match shifts {
-        None => vec![Group { tokens: roles.body.clone().collect(), shift: 0, is_window: false }],
-        Some(shifts) => SHIFTS.map(|shift| shifted_group(roles, shifts, shift)).collect(),
+/// How the steps of a chunk's tokens differ.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Shifts<'a> {
+    /// Not at all but for the window.
+    None,
+    /// One shift per body token, from -8 to 7; the window keeps its own step.
+    Body(&'a [i8]),
+    /// One shift per token that is not exact, window included.
+    All(&'a [i8]),
+}
+
+/// Groups in writing order: by shift, then the window; empty ones are left out.
+pub(crate) fn groups(roles: &Roles, shifts: Shifts<'_>) -> Vec<Group> {
+    let body = || roles.body.clone();
+    let mut groups = match shifts {
+        Shifts::None => vec![Group { tokens: body().collect(), shift: 0, is_window: false }],
+        Shifts::Body(shifts) => by_shift(body(), shifts),
+        Shifts::All(shifts) => return by_shift(roles.coded(), shifts),
     };
-    groups.push(Group { tokens: roles.window.clone().collect(), shift: 0, is_window: true });
+    let tokens = roles.lead.clone().chain(roles.window.clone()).collect();
+    groups.push(Group { tokens, shift: 0, is_window: true });
     groups.retain(|group| !group.tokens.is_empty());
     groups
 }
 
-fn shifted_group(roles: &Roles, shifts: &[i8], shift: i8) -> Group {
-    let tokens =
-        roles.body.clone().zip(shifts).filter(|&(_, &s)| s == shift).map(|(token, _)| token).collect();
-    Group { tokens, shift, is_window: false }
+/// Tokens by shift, lowest first.
+pub(crate) fn by_shift(tokens: Range<usize>, shifts: &[i8]) -> Vec<Group> {
+    let mut groups: BTreeMap<i8, Vec<usize>> = BTreeMap::new();
+    for (token, &shift) in tokens.zip(shifts) {
+        groups.entry(shift).or_default().push(token);
+    }
+    groups.into_iter().map(|(shift, tokens)| Group { tokens, shift, is_window: false }).collect()
 }
 
 /// Bytes of a shift table.
@@ -81,13 +111,7 @@ pub(crate) fn shift_table_len(body_tokens: usize) -> usize {
     body_tokens.div_ceil(2)
 }
 
-/// Two shifts a byte, low nibble first.
-pub(crate) fn pack_shifts(shifts: &[i8]) -> Vec<u8> {
-    let nibble = |shift: i8| shift as u8 & 0x0f;
-    shifts.chunks(2).map(|pair| nibble(pair[0]) | nibble(pair.get(1).copied().unwrap_or(0)) << 4).collect()
-}
-
-/// The mirror of [`pack_shifts`].
+/// Shifts of body tokens, two a byte, low nibble first.
 pub(crate) fn unpack_shifts(bytes: &[u8], body_tokens: usize) -> Result<Vec<i8>> {
     let signed = |nibble: u8| ((nibble << 4) as i8) >> 4;
     let mut shifts: Vec<i8> =
@@ -123,22 +147,33 @@ mod tests {
     }
 
     #[test]
-    fn groups_cover_body_by_shift_and_then_the_window() {
-        let groups = groups(&Roles { exact: 0..1, body: 1..5, window: 5..6 }, Some(&[2, -8, 2, 7]));
-        let summary: Vec<_> = groups.iter().map(|g| (g.shift, g.tokens.clone(), g.is_window)).collect();
+    fn groups_cover_body_by_shift_and_then_lead_and_window() {
+        let roles = Roles { exact: 0..1, lead: 1..2, body: 2..6, window: 6..7 };
+        let summary = |shifts| -> Vec<_> {
+            groups(&roles, shifts).into_iter().map(|g| (g.shift, g.tokens, g.is_window)).collect()
+        };
         assert_eq!(
-            summary,
-            [(-8, vec![2], false), (2, vec![1, 3], false), (7, vec![4], false), (0, vec![5], true)]
+            summary(Shifts::Body(&[2, -8, 2, 7])),
+            [(-8, vec![3], false), (2, vec![2, 4], false), (7, vec![5], false), (0, vec![1, 6], true)]
+        );
+        assert_eq!(summary(Shifts::None), [(0, vec![2, 3, 4, 5], false), (0, vec![1, 6], true)]);
+        assert_eq!(
+            summary(Shifts::All(&[-11, 2, -8, 2, 7, -11])),
+            [(-11, vec![1, 6], false), (-8, vec![3], false), (2, vec![2, 4], false), (7, vec![5], false)]
         );
     }
 
     #[test]
-    fn shifts_survive_packing() {
-        for len in 0..33 {
-            let shifts: Vec<i8> = (0..len).map(|i| (i * 7 % 16) as i8 - 8).collect();
-            let packed = pack_shifts(&shifts);
-            assert_eq!(packed.len(), shift_table_len(shifts.len()));
-            assert_eq!(unpack_shifts(&packed, shifts.len()).unwrap(), shifts);
-        }
+    fn nibbles_are_shifts_from_minus_8_to_7() {
+        assert_eq!(unpack_shifts(&[0x80, 0x07], 3).unwrap(), [0, -8, 7]);
+        assert!(unpack_shifts(&[0x80, 0x17], 3).is_err());
+        assert_eq!(shift_table_len(3), 2);
+    }
+
+    #[test]
+    fn tokens_between_exact_ones_and_body_are_lead() {
+        let roles = Roles::of(Place { first_token: 0, tokens: 500, prompt_tokens: 500 }, 1, WINDOW);
+        assert_eq!((roles.exact.clone(), roles.lead.clone(), roles.body.clone()), (0..1, 1..4, 4..372));
+        assert_eq!(roles.coded(), 1..500);
     }
 }

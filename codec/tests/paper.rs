@@ -9,7 +9,7 @@ use codec::{
     CodecKind, Coding, Encoder, Error, GroupType, KvBlock, PAPER_TIERS, Plan,
     fit::{self, Balance, Basis},
 };
-use common::{MODEL, Source, cut, layout, relative_error, same_bits};
+use common::{MODEL, Predictable, Source, cut, layout, relative_error, same_bits};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -101,6 +101,31 @@ fn sinks_are_close_and_the_window_is_raw_or_what_kvtc_makes_of_it() {
         let sinks = relative_error(&source.layout, source, &cut(&raw, 0..4, 32), &cut(&block, 0..4, 32));
         assert!(sinks.0.max(sinks.1) < 5e-3, "{sinks:?}");
     }
+}
+
+/// Where the plan predicts rows from token ids, the coded window is predicted as kvtc's is, and nothing else is.
+#[test]
+fn a_coded_window_is_predicted_where_the_plan_predicts() {
+    let kit = Predictable::new();
+    let plan = kit.source.with_paper(&kit.plan);
+    let (ids, block) = kit.prompt(300, 8);
+    let bare = |kind| kit.source.planned_encoder(&plan, kind, 8, 300);
+    let told = |kind| bare(kind).predicting(kit.features.clone(), Arc::from(ids.as_slice())).unwrap();
+    let decoder = kit.source.decoder(&plan).predicting(kit.features.clone());
+    let whole = decoder.decode(&told(KINDS[1]).encode(&block).unwrap()).unwrap();
+    let kvtc = decoder.decode(&told(CodecKind::Kvtc).encode(&block).unwrap()).unwrap();
+    assert!(same_bits(&cut(&whole, 172..300, 8), &cut(&kvtc, 172..300, 8)));
+    for at in [1, 4, 100, 172, 173, 299] {
+        for range in [0..at, at..300] {
+            let part = told(KINDS[1]).encode(&cut(&block, range.clone(), 8)).unwrap();
+            assert_eq!(decoder.decode(&part).unwrap(), cut(&whole, range, 8));
+        }
+    }
+    assert!(matches!(bare(KINDS[1]).encode(&block), Err(Error::FeaturesMissing)));
+    let coded = told(KINDS[1]).encode(&block).unwrap();
+    assert!(matches!(kit.source.decoder(&plan).decode(&coded), Err(Error::FeaturesMissing)));
+    let raw = kit.source.decoder(&plan).decode(&bare(KINDS[0]).encode(&block).unwrap()).unwrap();
+    assert!(same_bits(&cut(&raw, 0..172, 8), &cut(&whole, 0..172, 8)));
 }
 
 #[test]

@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn any_shifts_decode_and_finer_ones_are_closer(seed in 0u64..8, shifts in prop::collection::vec(-8i8..=7, 400)) {
+    fn any_shifts_decode_and_finer_ones_are_closer(seed in 0u64..8, shifts in prop::collection::vec(-24i8..=24, 400)) {
         let (source, plan) = source();
         let (encoder, decoder) = (source.encoder(plan, 16, 400), source.decoder(plan));
         let block = source.block(0, 400, seed);
@@ -106,13 +106,13 @@ proptest! {
 }
 
 #[test]
-fn equal_shifts_of_zero_change_the_table_only() {
+fn equal_shifts_of_zero_change_nothing_in_the_body() {
     let (source, plan) = source();
     let encoder = source.encoder(plan, 16, 400);
-    let block = source.block(0, 400, 3);
+    let block = cut(&source.block(0, 400, 3), 4..272, 8);
     let plain = encoder.encode(&block).unwrap();
-    let shifted = encoder.encode_with_shifts(&block, Some(&[0; 400])).unwrap();
-    assert_eq!(shifted.len(), plain.len() + (400usize - 4 - 128).div_ceil(2));
+    let shifted = encoder.encode_with_shifts(&block, Some(&[0; 268])).unwrap();
+    assert!(shifted.len() > plain.len() && shifted.len() < plain.len() + 80);
     let decoder = source.decoder(plan);
     assert_eq!(decoder.decode(&shifted).unwrap(), decoder.decode(&plain).unwrap());
 }
@@ -216,7 +216,7 @@ fn nonsense_is_refused_with_a_reason() {
         encoder.encode_with_shifts(block, shifts).unwrap_err().to_string()
     };
     assert!(refuse(&block, Some(&[0; 7])).contains("7 shifts"));
-    assert!(refuse(&block, Some(&[8; 8])).contains("shift 8"));
+    assert!(refuse(&block, Some(&[25; 8])).contains("shift 25 is outside -24 to 24"));
     assert!(refuse(&source.block(3, 8, 1), None).contains("8 tokens from 3 in a prompt of 10"));
     block.keys[6 * 8] = bf16::INFINITY;
     assert!(refuse(&block, None).contains("not finite"));

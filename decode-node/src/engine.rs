@@ -215,6 +215,7 @@ impl Batch {
                     queue_ms: ms(queued.unwrap_or_default()),
                     prefill_ms: ms(*computed),
                     encode_ms: 0.0,
+                    overlap: 0.0,
                 };
                 session.advance(State::Ready);
                 drop(job.out.try_send(Event::Prefilled { first_token, stats }));

@@ -74,7 +74,7 @@ impl Intake {
     }
 
     async fn receive(self, mut stream: Stream, node: NodeId) {
-        let (pending, coding) = match self.begin(&mut stream.receiver).await {
+        let (pending, announced, coding) = match self.begin(&mut stream.receiver).await {
             Ok(begun) => begun,
             Err(failure) => return refuse(stream, failure).await,
         };
@@ -90,7 +90,7 @@ impl Intake {
             Ok((mut session, complete)) => {
                 session.advance(State::Ready);
                 let transfer = Transfer {
-                    coding: Some(KvCoding { codec: coding.kind.to_string(), tier: coding.tier }),
+                    coding: Some(announced),
                     prefill_node: Some(node),
                     raw_bytes: (prompt_tokens * self.loaded.layout.bytes_per_token()) as u64,
                     wire_bytes: stream.receiver.bytes_read(),
@@ -113,13 +113,13 @@ impl Intake {
         }
     }
 
-    async fn begin(&self, receiver: &mut Receiver) -> Result<(Pending, Coding), Failure> {
+    async fn begin(&self, receiver: &mut Receiver) -> Result<(Pending, KvCoding, Coding), Failure> {
         let first = receiver.recv_message::<KvStream>(BEGIN_DEADLINE).await;
-        let KvStream::Begin { ticket, coding, prompt_tokens } = first.map_err(transfer)? else {
+        let KvStream::Begin { ticket, coding: announced, prompt_tokens } = first.map_err(transfer)? else {
             return Err(invalid("a KV stream begins with its ticket"));
         };
-        let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
-        let coding = Coding { kind, tier: coding.tier };
+        let kind: CodecKind = announced.codec.parse().map_err(invalid)?;
+        let coding = Coding { kind, tier: announced.tier };
         let unknown = || invalid("this ticket is unknown, used or was given up");
         let mut pending = self.tickets.take(ticket).ok_or_else(unknown)?;
         let reserved = pending.session.prompt_tokens;
@@ -129,7 +129,7 @@ impl Intake {
             return Err(failure);
         }
         pending.session.advance(State::Receiving);
-        Ok((pending, coding))
+        Ok((pending, announced, coding))
     }
 
     async fn take_chunks(

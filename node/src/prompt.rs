@@ -5,13 +5,14 @@ use std::ops::Range;
 
 use codec::KvBlock;
 use half::bf16;
-use model::{KvCache, Llama, LogitsOf, Sampling, Sequence};
+use model::{KvCache, Llama, LogitsOf, ReceivedAttention, Sampling, Sequence};
 
 /// A prompt on its way through the model.
 #[derive(Debug)]
 pub struct PromptPass {
     tokens: Vec<u32>,
     chunk: usize,
+    received: Option<ReceivedAttention>,
 }
 
 /// What is left to do after a chunk.
@@ -27,7 +28,21 @@ impl PromptPass {
     /// A pass over `tokens`, `chunk` of them at a time.
     #[must_use]
     pub fn new(tokens: Vec<u32>, chunk: usize) -> Self {
-        Self { tokens, chunk: chunk.max(1) }
+        Self { tokens, chunk: chunk.max(1), received: None }
+    }
+
+    /// Also sums up the attention that each token receives from the prompt's last `queries`, for [`Self::into_received`].
+    #[must_use]
+    pub fn collecting(mut self, queries: usize) -> Self {
+        self.received = Some(ReceivedAttention::of_last(queries, self.tokens.len()));
+        self
+    }
+
+    /// What each token of the prompt received, summed over layers and heads, once the pass is done; none if it was not
+    /// collected.
+    #[must_use]
+    pub fn into_received(self) -> Option<Vec<f32>> {
+        self.received.map(|received| received.sums)
     }
 
     /// Runs the next chunk after what `cache` holds; the range says which tokens it was.
@@ -35,7 +50,7 @@ impl PromptPass {
     /// # Errors
     /// What the model refuses.
     pub fn advance(
-        &self,
+        &mut self,
         llama: &Llama,
         cache: &mut KvCache<bf16>,
         sampling: &Sampling,
@@ -43,7 +58,8 @@ impl PromptPass {
         let start = cache.len();
         let end = (start + self.chunk).min(self.tokens.len());
         let tokens = &self.tokens[start..end];
-        let logits = llama.forward(&mut [Sequence { cache, tokens, received: None }], LogitsOf::LastToken)?;
+        let received = self.received.as_mut();
+        let logits = llama.forward(&mut [Sequence { cache, tokens, received }], LogitsOf::LastToken)?;
         let progress = if end < self.tokens.len() {
             Progress::More
         } else {

@@ -68,6 +68,25 @@ impl Fields {
         self.within(name, value, |value| range.contains(*value), || range.to_string())
     }
 
+    /// A string that is one of a few names.
+    pub(crate) fn named<T: Copy>(
+        &mut self,
+        name: &str,
+        all: &[T],
+        name_of: impl Fn(T) -> &'static str,
+    ) -> Result<Option<T>> {
+        let Some(given) = self.string(name)? else { return Ok(None) };
+        let found = all.iter().copied().find(|value| name_of(*value) == given);
+        found.map(Some).ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|value| format!("{:?}", name_of(*value))).collect();
+            let (last, others) = names
+                .split_last()
+                .map_or((String::new(), String::new()), |(last, others)| (last.clone(), others.join(", ")));
+            let range = format!("{others} or {last}");
+            InvalidRequest::Range { param: self.path(name), range, got: show(&Value::String(given)) }
+        })
+    }
+
     /// An object inside the object; `prefix` is its path with a dot behind it.
     pub(crate) fn object(&mut self, name: &str, prefix: &'static str) -> Result<Option<Self>> {
         let map = self.typed(name, "an object", |value| match value {

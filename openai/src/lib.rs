@@ -35,7 +35,7 @@ pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
 pub use error::{ApiError, ErrorBody, InvalidRequest};
 pub use models::{ModelCard, ModelList};
-pub use request::{CompletionRequest, KvCodec, KvOptions, Prompt};
+pub use request::{CompletionRequest, KvCodec, KvMode, KvOptions, Prompt};
 pub use response::{Choice, Completion, FinishReason, KvSource, KvTransfer, Usage};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -66,6 +66,33 @@ pub struct KvOptions {
     pub codec: KvCodec,
     /// `kv_tier`: body ratio aimed at, 4 to 128.
     pub tier: u8,
+    /// `kv_mode`.
+    pub mode: KvMode,
+}
+
+/// `kv_mode`: when a `kvtc` cache is coded and sent. The other codecs stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvMode {
+    /// As the router thinks best.
+    #[default]
+    Auto,
+    /// Chunk by chunk while the prompt runs.
+    Stream,
+    /// When the prompt is done, with finer steps for the tokens that were read.
+    After,
+}
+
+impl KvMode {
+    const ALL: [Self; 3] = [Self::Auto, Self::Stream, Self::After];
+
+    /// The value's name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Stream => "stream",
+            Self::After => "after",
+        }
+    }
 }
 
 /// `kv_codec`: how the cache is to be coded.
@@ -82,13 +109,25 @@ pub enum KvCodec {
     Fp8,
     /// Transform coded.
     Kvtc,
+    /// Transform coded as the KVTC paper has it.
+    KvtcPaper,
+    /// The same, with the window coded too.
+    KvtcPaperCodedWindow,
 }
 
 impl KvCodec {
-    const ALL: [Self; 5] = [Self::Auto, Self::Raw, Self::Lossless, Self::Fp8, Self::Kvtc];
+    const ALL: [Self; 7] = [
+        Self::Auto,
+        Self::Raw,
+        Self::Lossless,
+        Self::Fp8,
+        Self::Kvtc,
+        Self::KvtcPaper,
+        Self::KvtcPaperCodedWindow,
+    ];
 
     /// The codec of a name, if there is one.
-    fn named(name: &str) -> Option<Self> {
+    pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|codec| codec.as_str() == name)
     }
 
@@ -100,6 +139,16 @@ impl KvCodec {
             Self::Lossless => "lossless",
             Self::Fp8 => "fp8",
             Self::Kvtc => "kvtc",
+            Self::KvtcPaper => "kvtc-paper",
+            Self::KvtcPaperCodedWindow => "kvtc-paper-coded-window",
+        }
+    }
+
+    /// Whether it is transform coding, which has tiers and needs a calibrated plan on both nodes.
+    pub fn is_transform(self) -> bool {
+        match self {
+            Self::Auto | Self::Raw | Self::Lossless | Self::Fp8 => false,
+            Self::Kvtc | Self::KvtcPaper | Self::KvtcPaperCodedWindow => true,
         }
     }
 }
@@ -213,14 +262,14 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, InvalidReque
 }
 
 fn kv_options(fields: &mut Fields) -> Result<KvOptions, InvalidRequest> {
-    let codec = match fields.string("kv_codec")? {
-        None => KvCodec::Auto,
-        Some(name) => KvCodec::named(&name).ok_or_else(|| {
-            let range = r#""auto", "raw", "lossless", "fp8" or "kvtc""#.to_owned();
-            InvalidRequest::Range { param: "kv_codec".into(), range, got: show(&Value::String(name)) }
-        })?,
-    };
+    let codec = fields.named("kv_codec", &KvCodec::ALL, KvCodec::as_str)?.unwrap_or_default();
+    let mode = fields.named("kv_mode", &KvMode::ALL, KvMode::as_str)?.unwrap_or_default();
+    if mode == KvMode::After && !matches!(codec, KvCodec::Auto | KvCodec::Kvtc) {
+        let range = format!(r#""auto" or "stream" when kv_codec is "{codec}""#);
+        return Err(InvalidRequest::Range { param: "kv_mode".into(), range, got: r#""after""#.into() });
+    }
     Ok(KvOptions {
+        mode,
         report: fields.bool("kv_transfer")?.unwrap_or(false),
         codec,
         tier: fields.integer("kv_tier", 4..=128)?.map_or(DEFAULT_TIER, |value| value as u8),

@@ -143,6 +143,10 @@ pub struct KvTransfer {
     pub codec: Option<String>,
     /// Body ratio aimed at; null for codecs without tiers.
     pub tier: Option<u8>,
+    /// When it was coded and sent: `stream` (while the prompt ran) or `after`; null for a local prefill.
+    pub mode: Option<String>,
+    /// Why the cache was not coded although `kv_codec` is `auto`; null if it was, or if the client chose.
+    pub bypass_reason: Option<String>,
     /// The prompt's cache in bf16.
     pub raw_bytes: u64,
     /// What was written to the request's KV streams, headers included.
@@ -155,6 +159,8 @@ pub struct KvTransfer {
     pub encode_ms: f64,
     /// Time during which bytes of the transfer were arriving.
     pub wire_ms: f64,
+    /// Share of coding and sending that the prompt pass hid, 0 to 1; null for a local prefill.
+    pub overlap: Option<f64>,
     /// Decoding, summed over chunks.
     pub decode_ms: f64,
     /// The forward passes over the prompt.

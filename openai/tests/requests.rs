@@ -1,7 +1,9 @@
 //! Request bodies, good and bad, as a table; and answers as bytes.
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
 
-use openai::{Choice, Completion, CompletionRequest, InvalidRequest, KvCodec, KvOptions, Prompt, Usage};
+use openai::{
+    Choice, Completion, CompletionRequest, InvalidRequest, KvCodec, KvMode, KvOptions, Prompt, Usage,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -31,7 +33,7 @@ fn defaults_are_those_of_the_api() {
         include_usage: false,
         ignore_eos: false,
         user: None,
-        kv: KvOptions { report: false, codec: KvCodec::Auto, tier: 32 },
+        kv: KvOptions { report: false, codec: KvCodec::Auto, tier: 32, mode: KvMode::Auto },
     };
     assert_eq!(parse(&with(json!({}))), Ok(expected.clone()));
     let nulls =
@@ -47,14 +49,14 @@ fn every_field_is_read() {
     let request = parse(&with(json!({
         "max_tokens": 5, "temperature": 0.5, "top_p": 0.25, "top_k": 40, "seed": -1, "stop": "END", "stream": true,
         "stream_options": {"include_usage": true, "continuous_usage_stats": false}, "ignore_eos": true, "user": "u",
-        "kv_transfer": true, "kv_codec": "kvtc", "kv_tier": 64,
+        "kv_transfer": true, "kv_codec": "kvtc", "kv_tier": 64, "kv_mode": "after",
     })))
     .unwrap();
     assert_eq!((request.max_tokens, request.temperature, request.top_p, request.top_k), (5, 0.5, 0.25, 40));
     assert_eq!((request.seed, request.stop.as_slice()), (Some(u64::MAX), &["END".to_owned()][..]));
     assert!(request.stream && request.include_usage && request.ignore_eos);
     assert_eq!(request.user.as_deref(), Some("u"));
-    assert_eq!(request.kv, KvOptions { report: true, codec: KvCodec::Kvtc, tier: 64 });
+    assert_eq!(request.kv, KvOptions { report: true, codec: KvCodec::Kvtc, tier: 64, mode: KvMode::After });
 }
 
 #[test]
@@ -65,9 +67,27 @@ fn every_codec_has_its_name() {
         ("lossless", KvCodec::Lossless),
         ("fp8", KvCodec::Fp8),
         ("kvtc", KvCodec::Kvtc),
+        ("kvtc-paper", KvCodec::KvtcPaper),
+        ("kvtc-paper-coded-window", KvCodec::KvtcPaperCodedWindow),
     ] {
         assert_eq!(parse(&with(json!({"kv_codec": name}))).unwrap().kv.codec, codec);
         assert_eq!(codec.as_str(), name);
+    }
+}
+
+#[test]
+fn a_mode_goes_with_every_codec_that_has_it() {
+    for (codec, mode, expected) in [
+        ("auto", "after", KvMode::After),
+        ("kvtc", "after", KvMode::After),
+        ("kvtc", "stream", KvMode::Stream),
+        ("raw", "stream", KvMode::Stream),
+        ("kvtc-paper", "auto", KvMode::Auto),
+    ] {
+        assert_eq!(parse(&with(json!({"kv_codec": codec, "kv_mode": mode}))).unwrap().kv.mode, expected);
+    }
+    for codec in ["raw", "lossless", "fp8", "kvtc-paper", "kvtc-paper-coded-window"] {
+        assert!(parse(&with(json!({"kv_codec": codec, "kv_mode": "after"}))).is_err(), "{codec}");
     }
 }
 
@@ -122,7 +142,17 @@ fn every_fault_names_its_field_and_what_belongs_there() {
         (
             json!({"kv_codec": "zip"}),
             "kv_codec",
-            "kv_codec must be \"auto\", \"raw\", \"lossless\", \"fp8\" or \"kvtc\", got \"zip\"",
+            "kv_codec must be \"auto\", \"raw\", \"lossless\", \"fp8\", \"kvtc\", \"kvtc-paper\" or \"kvtc-paper-coded-window\", got \"zip\"",
+        ),
+        (
+            json!({"kv_mode": "later"}),
+            "kv_mode",
+            "kv_mode must be \"auto\", \"stream\" or \"after\", got \"later\"",
+        ),
+        (
+            json!({"kv_codec": "fp8", "kv_mode": "after"}),
+            "kv_mode",
+            "kv_mode must be \"auto\" or \"stream\" when kv_codec is \"fp8\", got \"after\"",
         ),
         (json!({"kv_tier": 3}), "kv_tier", "kv_tier must be from 4 to 128, got 3"),
         (json!({"kv_tier": 129}), "kv_tier", "got 129"),

@@ -5,12 +5,18 @@ use std::time::Duration;
 use clap::Args;
 use node::NodeArgs;
 
+use crate::MAX_CHUNK_BYTES;
+
 /// What a prefill node can be told.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
     /// Flags shared with decode nodes.
     #[command(flatten)]
     pub node: NodeArgs,
+    /// Tokens of a cache that are coded and sent as one chunk once the prompt is done (kv_mode "after"), less where so many
+    /// would not fit a frame: large chunks code better, small ones overlap coding with the wire.
+    #[arg(long, env = "KVFERRY_AFTER_CHUNK_TOKENS", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    pub after_chunk_tokens: u32,
     /// How long reaching a decode node may take, in seconds.
     #[arg(long, env = "KVFERRY_DIAL_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub dial_seconds: u32,
@@ -23,7 +29,12 @@ impl Config {
     /// Settings of a node inside another process, everything at its default but for the shared flags.
     #[must_use]
     pub fn local(node: NodeArgs) -> Self {
-        Self { node, dial_seconds: 5, accept_seconds: 30 }
+        Self { node, after_chunk_tokens: 2048, dial_seconds: 5, accept_seconds: 30 }
+    }
+
+    /// Tokens of a chunk that is coded after the prompt, for caches of so many bytes a token.
+    pub(crate) fn after_chunk(&self, bytes_per_token: usize) -> usize {
+        (self.after_chunk_tokens as usize).min(MAX_CHUNK_BYTES / bytes_per_token)
     }
 
     pub(crate) fn dial_deadline(&self) -> Duration {

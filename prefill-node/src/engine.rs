@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use codec::KvBlock;
+use codec::{KvBlock, importance};
 use half::bf16;
 use model::{KvCache, Sampling};
 use node::failure::EngineFault;
@@ -13,21 +13,35 @@ use node::{Loaded, StartError};
 use prometheus_client::metrics::counter::Counter;
 use service::Shutdown;
 use tokio::sync::mpsc;
-use transport::message::{Failure, FailureKind};
+use transport::message::{Failure, FailureKind, KvMode};
 
-/// What leaves the engine for one prompt, in this order: blocks, then the end; nothing more after a failure.
+/// What leaves the engine for one prompt, in this order: blocks or the whole cache, then the end; nothing more after a
+/// failure.
 #[derive(Debug)]
 pub(crate) enum FromEngine {
-    /// A chunk's cache.
+    /// A chunk's cache, while the next one computes.
     Block(KvBlock),
+    /// The prompt's cache, handed over rather than copied, and the attention that each token received.
+    Whole { cache: KvCache<bf16>, received: Vec<f32> },
     /// The prompt is done.
-    Done { first_token: u32, queued: Duration, computed: Duration },
+    Done(Done),
     /// The model refused or broke.
     Failed(model::Error),
 }
 
+/// A prompt that went through the model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Done {
+    pub(crate) first_token: u32,
+    pub(crate) queued: Duration,
+    pub(crate) computed: Duration,
+    /// When its last forward pass ended.
+    pub(crate) at: Instant,
+}
+
 struct Job {
     tokens: Vec<u32>,
+    mode: KvMode,
     sampling: Sampling,
     arrived: Instant,
     wanted: Weak<()>,
@@ -82,12 +96,14 @@ impl Engine {
     pub(crate) fn submit(
         &self,
         tokens: Vec<u32>,
+        mode: KvMode,
         sampling: Sampling,
         wanted: &Wanted,
     ) -> Result<mpsc::Receiver<FromEngine>, Failure> {
         // Room for every block and the end, so that a slow link never holds the engine.
         let (out, receiver) = mpsc::channel(tokens.len().div_ceil(self.chunk) + 2);
-        let job = Job { tokens, sampling, arrived: Instant::now(), wanted: Arc::downgrade(&wanted.0), out };
+        let (arrived, wanted) = (Instant::now(), Arc::downgrade(&wanted.0));
+        let job = Job { tokens, mode, sampling, arrived, wanted, out };
         match self.jobs.try_send(job) {
             Ok(()) => Ok(receiver),
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -110,16 +126,25 @@ fn run_prompt(loaded: &Loaded, chunk: usize, prompt_tokens: &Counter, job: &Job)
     }
     let mut computed = Duration::ZERO;
     let mut cache = KvCache::<bf16>::new(loaded.llama.config(), job.tokens.len());
-    let pass = PromptPass::new(job.tokens.clone(), chunk);
+    let mut pass = PromptPass::new(job.tokens.clone(), chunk);
+    if job.mode == KvMode::After {
+        pass = pass.collecting(importance::QUERIES);
+    }
     while job.wanted.strong_count() > 0 {
         let started = Instant::now();
         let (range, progress) = pass.advance(&loaded.llama, &mut cache, &job.sampling)?;
         computed += started.elapsed();
         prompt_tokens.inc_by(range.len() as u64);
+        let at = Instant::now();
         // A receiver that is gone is noticed at the loop's head.
-        drop(job.out.try_send(FromEngine::Block(export(&cache, range)?)));
+        if job.mode == KvMode::Stream {
+            drop(job.out.try_send(FromEngine::Block(export(&cache, range)?)));
+        }
         if let Progress::FirstToken(first_token) = progress {
-            drop(job.out.try_send(FromEngine::Done { first_token, queued, computed }));
+            if let Some(received) = pass.into_received() {
+                drop(job.out.try_send(FromEngine::Whole { cache, received }));
+            }
+            drop(job.out.try_send(FromEngine::Done(Done { first_token, queued, computed, at })));
             break;
         }
     }

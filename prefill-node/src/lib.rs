@@ -2,12 +2,15 @@
 //! chunk, to the decode node that reserved a slot for it.
 //!
 //! ```text
-//! router --Prefill--> server --job--> engine --KvBlock--> ship: encode --chunks--> decode node
+//! router --Prefill--> server --job--> engine --KvBlock--> code --chunks--> ship --> decode node
 //! ```
 //!
-//! The engine never waits for the wire: its blocks queue up to the end of the prompt, and admission bounds the prompts.
+//! The engine never waits for the wire or the coder: its blocks queue up to the end of the prompt, or the whole cache is
+//! handed over there, and admission bounds the prompts.
 #![forbid(unsafe_code)]
 
+mod busy;
+mod code;
 pub mod command;
 mod config;
 mod engine;

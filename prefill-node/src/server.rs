@@ -45,6 +45,7 @@ impl Server {
         let shipper = Shipper {
             loaded: Arc::clone(&runtime.loaded),
             engine,
+            after_chunk: config.after_chunk(runtime.loaded.layout.bytes_per_token()),
             dialer,
             metrics: metrics.clone(),
             dial_deadline: config.dial_deadline(),

@@ -1,23 +1,23 @@
-//! Delivers one prompt's cache: opens the KV stream while the engine computes, codes each block as it comes, sends it,
-//! and waits for the decode node's word that everything arrived and was verified.
+//! Delivers one prompt's cache: opens the KV stream when the first chunk is coded, sends chunks as they come, and waits
+//! for the decode node's word that everything arrived and was verified.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use codec::{CodecKind, Coding, Encoder};
-use node::failure::{fail, internal, invalid, transfer};
+use node::failure::{fail, invalid, transfer};
 use node::sampling::sampling;
-use node::units::ms;
 use node::{KvDigest, Loaded};
 use tokio::sync::mpsc;
 use tracing::info;
 use transport::message::{
-    DecodeTarget, Failure, FailureKind, KvCoding, KvReply, KvStream, Prefill, PrefillStats,
+    DecodeTarget, Failure, FailureKind, KvCoding, KvMode, KvReply, KvStream, Prefill, PrefillStats,
 };
 use transport::{CloseCode, Dialer, SendError, Stream};
 
-use crate::engine::{Engine, FromEngine, Wanted, engine_gone};
+use crate::busy::{Busy, overlap};
+use crate::code::{Coded, code};
+use crate::engine::{Engine, Wanted, engine_gone};
 use crate::metrics::{Codec, Metrics};
 
 /// Coded chunks that may wait for the wire.
@@ -30,17 +30,12 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) struct Shipper {
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) engine: Engine,
+    /// Tokens of a chunk that is coded after the prompt.
+    pub(crate) after_chunk: usize,
     pub(crate) dialer: Dialer,
     pub(crate) metrics: Metrics,
     pub(crate) dial_deadline: Duration,
     pub(crate) accept_deadline: Duration,
-}
-
-/// What leaves the coder for one prompt.
-enum Coded {
-    Chunk(Bytes),
-    Done { first_token: u32, stats: PrefillStats },
-    Failed(Failure),
 }
 
 impl Shipper {
@@ -49,9 +44,11 @@ impl Shipper {
         let tokens = prefill.token_ids.len();
         let encoder = self.encoder(&prefill.coding, tokens)?;
         let wanted = Wanted::new();
-        let blocks = self.engine.submit(prefill.token_ids, sampling(&prefill.sampling), &wanted)?;
+        let mode = prefill.coding.mode;
+        let blocks = self.engine.submit(prefill.token_ids, mode, sampling(&prefill.sampling), &wanted)?;
         let (out, mut coded) = mpsc::channel(CODED_AHEAD);
-        tokio::task::spawn_blocking(move || code(&encoder, blocks, &out));
+        let chunk = self.after_chunk;
+        tokio::task::spawn_blocking(move || code(&encoder, chunk, blocks, out));
         // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
         let first = coded.recv().await.ok_or_else(engine_gone)?;
         let mut stream = self.open(&prefill.target).await?;
@@ -76,6 +73,11 @@ impl Shipper {
 
     fn encoder(&self, coding: &KvCoding, tokens: usize) -> Result<Encoder, Failure> {
         let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
+        if coding.mode == KvMode::After && kind != CodecKind::Kvtc {
+            return Err(invalid(format!(
+                "{kind} is coded while the prompt runs; kv_mode \"after\" is for kvtc"
+            )));
+        }
         let coding = Coding { kind, tier: coding.tier };
         let (layout, plan) = (self.loaded.layout.clone(), self.loaded.plan.clone());
         Encoder::new(layout, self.loaded.llama.fingerprint(), plan, coding, tokens).map_err(invalid)
@@ -116,37 +118,15 @@ impl Shipper {
         info!(
             codec = coding.codec,
             tier = coding.tier,
+            mode = coding.mode.name(),
             raw_bytes,
             wire_bytes,
             queue_ms = stats.queue_ms,
             prefill_ms = stats.prefill_ms,
             encode_ms = stats.encode_ms,
+            overlap = stats.overlap,
             "delivered"
         );
-    }
-}
-
-/// Codes blocks as they come; ends when the engine does, or when nobody wants the chunks any more.
-fn code(encoder: &Encoder, mut blocks: mpsc::Receiver<FromEngine>, out: &mpsc::Sender<Coded>) {
-    let mut spent = Duration::ZERO;
-    while let Some(from_engine) = blocks.blocking_recv() {
-        let coded = match from_engine {
-            FromEngine::Block(block) => {
-                let started = Instant::now();
-                let chunk = encoder.encode(&block);
-                spent += started.elapsed();
-                chunk.map_or_else(|e| Coded::Failed(internal(e)), |chunk| Coded::Chunk(chunk.into()))
-            }
-            FromEngine::Done { first_token, queued, computed } => {
-                let stats =
-                    PrefillStats { queue_ms: ms(queued), prefill_ms: ms(computed), encode_ms: ms(spent) };
-                Coded::Done { first_token, stats }
-            }
-            FromEngine::Failed(error) => Coded::Failed(internal(error)),
-        };
-        if out.blocking_send(coded).is_err() {
-            return;
-        }
     }
 }
 
@@ -167,21 +147,24 @@ async fn send_all(
     first: Coded,
     mut coded: mpsc::Receiver<Coded>,
 ) -> Result<PrefillStats, Broken> {
-    let mut digest = KvDigest::default();
+    let (mut digest, mut sending) = (KvDigest::default(), Busy::default());
     let mut next = Some(first);
     stream.sender.send(&begin).await?;
     while let Some(item) = next {
         match item {
             Coded::Chunk(chunk) => {
                 digest.add(&chunk);
+                let started = Instant::now();
                 stream.sender.send_data(chunk).await?;
+                sending.since(started);
                 next = tokio::select! {
                     item = coded.recv() => item,
                     _ = stream.sender.stopped() => return Err(Broken::Wire(SendError::Closed)),
                 };
             }
-            Coded::Done { first_token, stats } => {
+            Coded::Done { first_token, stats, coding, prompt_done } => {
                 let (chunks, digest) = digest.finish();
+                let stats = PrefillStats { overlap: overlap(&[coding, sending], prompt_done), ..stats };
                 stream.sender.send(&KvStream::End { chunks, digest, first_token, stats }).await?;
                 stream.sender.finish()?;
                 return Ok(stats);

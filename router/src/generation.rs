@@ -174,14 +174,17 @@ fn report(transfer: &Transfer, decode_node: &str, ttft_ms: f64) -> KvTransfer {
         tier: transfer
             .coding
             .as_ref()
-            .filter(|coding| coding.codec == KvCodec::Kvtc.as_str())
+            .filter(|coding| KvCodec::named(&coding.codec).is_some_and(KvCodec::is_transform))
             .map(|coding| coding.tier),
+        mode: transfer.coding.as_ref().map(|coding| coding.mode.name().to_owned()),
+        bypass_reason: None,
         raw_bytes: raw,
         wire_bytes: wire,
         saved_bytes: i64::try_from(i128::from(raw) - i128::from(wire)).unwrap_or(i64::MAX),
         ratio: (wire > 0).then(|| raw as f64 / wire as f64),
         encode_ms: to_micros(transfer.prefill.encode_ms.into()),
         wire_ms: to_micros(transfer.wire_ms.into()),
+        overlap: is_remote.then(|| to_micros(transfer.prefill.overlap.into())),
         decode_ms: to_micros(transfer.decode_ms.into()),
         prefill_ms: to_micros(transfer.prefill.prefill_ms.into()),
         queue_ms: to_micros(transfer.prefill.queue_ms.into()),

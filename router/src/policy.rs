@@ -4,9 +4,9 @@
 use std::cmp::Reverse;
 
 use clap::ValueEnum;
-use openai::{KvCodec, KvOptions};
+use openai::{KvCodec, KvMode as Wish, KvOptions};
 use transport::ids::NodeId;
-use transport::message::{FailureKind, KvCoding};
+use transport::message::{FailureKind, KvCoding, KvMode};
 
 use crate::leg::{Cause, Phase};
 
@@ -87,7 +87,7 @@ pub(crate) enum Unplaceable {
     )]
     TooLong { needed: u32, longest: u32 },
     #[error(
-        "kv_codec \"kvtc\" needs a calibrated plan on a prefill and a decode node; use \"auto\", \"fp8\", \"lossless\" or \"raw\""
+        "this kv_codec needs a calibrated plan on a prefill and a decode node; use \"auto\", \"fp8\", \"lossless\" or \"raw\""
     )]
     NoPlan,
 }
@@ -111,7 +111,7 @@ pub(crate) fn place(
         return Ok(Placement::Local { decode: decode.node.clone() });
     }
     let prefill = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
-    let can_code = |candidate: &&Candidate| candidate.has_plan || wanted.kv.codec != KvCodec::Kvtc;
+    let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
     let decode = least_loaded(decode.into_iter().filter(can_code), turn).ok_or(Unplaceable::NoPlan)?;
     let prefill = least_loaded(prefill.into_iter().filter(can_code), turn).ok_or(Unplaceable::NoPlan)?;
     Ok(Placement::Split {
@@ -127,9 +127,13 @@ fn coding(wanted: &Wanted, rules: &Rules, has_plan: bool) -> KvCoding {
     let codec = match wanted.kv.codec {
         KvCodec::Auto if has_plan && wanted.prompt_tokens >= rules.kvtc_min_tokens => KvCodec::Kvtc,
         KvCodec::Auto => KvCodec::Raw,
-        asked @ (KvCodec::Raw | KvCodec::Lossless | KvCodec::Fp8 | KvCodec::Kvtc) => asked,
+        asked => asked,
     };
-    KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier }
+    let mode = match (codec, wanted.kv.mode) {
+        (KvCodec::Kvtc, Wish::Auto | Wish::After) => KvMode::After,
+        _ => KvMode::Stream,
+    };
+    KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier, mode }
 }
 
 fn long_enough(nodes: &[Candidate], needed: u32, none: Unplaceable) -> Result<Vec<&Candidate>, Unplaceable> {

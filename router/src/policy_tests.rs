@@ -21,7 +21,11 @@ fn candidates(prefill: Vec<Candidate>, decode: Vec<Candidate>) -> Candidates {
 }
 
 fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted {
-    Wanted { prompt_tokens, max_tokens: 10, kv: KvOptions { report: false, codec, tier: 16 } }
+    Wanted {
+        prompt_tokens,
+        max_tokens: 10,
+        kv: KvOptions { report: false, codec, tier: 16, mode: Wish::Auto },
+    }
 }
 
 const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, kvtc_min_tokens: 256 };

@@ -6,7 +6,7 @@ mod kit;
 use kit::{Bench, Script, Seen, Then, body, chunks, ids};
 use openai::{FinishReason, KvSource};
 use serde_json::{Value, json};
-use transport::message::{FinishReason as NodeReason, Role};
+use transport::message::{FinishReason as NodeReason, KvMode, Role};
 
 const TEXT: &str = " there was a little dog";
 
@@ -88,6 +88,7 @@ async fn the_transfer_is_reported_when_field_or_header_ask() {
         (KvSource::Remote, Some("kvtc"), Some(32))
     );
     assert_eq!((transfer.raw_bytes, transfer.wire_bytes, transfer.saved_bytes), (320_000, 16_000, 304_000));
+    assert_eq!((transfer.mode.as_deref(), transfer.overlap), (Some("after"), Some(0.25)));
     assert_eq!((transfer.ratio, transfer.wire_ms, transfer.encode_ms), (Some(20.0), 4.0, 3.0));
     assert_eq!((transfer.prefill_node.as_str(), transfer.decode_node.as_str()), ("p1", "d1"));
     assert!(transfer.ttft_ms > 0.0 && transfer.second_token_ms.unwrap() >= transfer.ttft_ms);
@@ -130,7 +131,10 @@ async fn without_a_prefill_node_decode_runs_the_prompt() {
     let answer = bench.answered(&body(json!({"kv_transfer": true, "max_tokens": 64}))).await;
     assert_eq!(answer.choices[0].text, TEXT);
     let transfer = answer.kv_transfer.unwrap();
-    assert_eq!((transfer.source, transfer.codec, transfer.ratio), (KvSource::Local, None, None));
+    assert_eq!(
+        (transfer.source, transfer.codec, transfer.ratio, transfer.mode),
+        (KvSource::Local, None, None, None)
+    );
     assert_eq!((transfer.raw_bytes, transfer.wire_bytes, transfer.saved_bytes), (0, 0, 0));
 }
 
@@ -140,15 +144,16 @@ async fn long_prompts_are_coded_and_codec_wishes_are_kept() {
     let (mut prefill, _decode) = bench.pair(story()).await;
     let long = "a dog and a cat ".repeat(40);
     for (fields, expected) in [
-        (json!({"prompt": long}), ("kvtc", 32)),
-        (json!({"prompt": long, "kv_codec": "raw"}), ("raw", 32)),
-        (json!({"prompt": "short", "kv_codec": "kvtc", "kv_tier": 8}), ("kvtc", 8)),
+        (json!({"prompt": long}), ("kvtc", 32, KvMode::After)),
+        (json!({"prompt": long, "kv_codec": "raw"}), ("raw", 32, KvMode::Stream)),
+        (json!({"prompt": long, "kv_mode": "stream"}), ("kvtc", 32, KvMode::Stream)),
+        (json!({"prompt": "short", "kv_codec": "kvtc", "kv_tier": 8}), ("kvtc", 8, KvMode::After)),
     ] {
         let mut fields = fields;
         fields["max_tokens"] = json!(64);
         bench.answered(&body(fields)).await;
         let Seen::Prefill(coding, _) = prefill.seen().await else { panic!("not a prefill") };
-        assert_eq!((coding.codec.as_str(), coding.tier), expected);
+        assert_eq!((coding.codec.as_str(), coding.tier, coding.mode), expected);
     }
 }
 

@@ -16,7 +16,7 @@ const CHUNK: usize = 256;
 pub fn generate(loaded: &Loaded, prompt: &[u32], max_tokens: usize, sampling: &Sampling) -> Vec<u32> {
     let llama = &loaded.llama;
     let mut cache = KvCache::<bf16>::new(llama.config(), prompt.len() + max_tokens);
-    let pass = PromptPass::new(prompt.to_vec(), CHUNK);
+    let mut pass = PromptPass::new(prompt.to_vec(), CHUNK);
     let first = loop {
         if let Progress::FirstToken(first) =
             pass.advance(llama, &mut cache, sampling).expect("the prompt runs").1

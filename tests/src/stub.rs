@@ -10,7 +10,7 @@ use node::prompt::{Progress, export};
 use node::{KvDigest, Loaded, NodeArgs, PromptPass, Runtime};
 use service::Shutdown;
 use tokio::sync::mpsc;
-use transport::message::{KvCoding, KvStream, Load, Prefill, PrefillStats, Register, Request, Role};
+use transport::message::{KvCoding, KvMode, KvStream, Load, Prefill, PrefillStats, Register, Request, Role};
 use transport::{Identity, Stream};
 
 use crate::kit::{PATIENCE, model_dir};
@@ -92,7 +92,7 @@ impl StubPrefill {
         let mut stream = peer.open().await.expect("a stream opens");
         let begin = KvStream::Begin {
             ticket: prefill.target.ticket,
-            coding: KvCoding { codec: "raw".into(), tier: 32 },
+            coding: KvCoding { codec: "raw".into(), tier: 32, mode: KvMode::Stream },
             prompt_tokens: prefill.token_ids.len() as u32,
         };
         stream.sender.send(&begin).await.expect("the stream begins");
@@ -108,7 +108,7 @@ impl StubPrefill {
 pub fn compute(loaded: &Loaded, prefill: &Prefill) -> Delivery {
     let tokens = &prefill.token_ids;
     let mut cache = KvCache::<bf16>::new(loaded.llama.config(), tokens.len());
-    let pass = PromptPass::new(tokens.clone(), CHUNK);
+    let mut pass = PromptPass::new(tokens.clone(), CHUNK);
     let coding = Coding { kind: CodecKind::Raw, tier: 32 };
     let encoder = Encoder::new(loaded.layout.clone(), loaded.llama.fingerprint(), None, coding, tokens.len());
     let (encoder, mut digest, mut chunks) =

@@ -139,6 +139,29 @@ pub struct KvCoding {
     pub codec: String,
     /// Body ratio aimed at, where the codec has tiers.
     pub tier: u8,
+    /// When it is coded and sent.
+    pub mode: KvMode,
+}
+
+/// When a cache is coded and sent. The coded bytes say themselves how to read them; a decode node only reports this.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KvMode {
+    /// Each chunk while the next one computes; every codec can.
+    #[default]
+    Stream,
+    /// All of it when the prompt is done, with steps that depend on the attention each token received; `kvtc` can.
+    After,
+}
+
+impl KvMode {
+    /// The mode in the API's `kv_mode`, log lines and metric labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::After => "after",
+        }
+    }
 }
 
 /// Where a decode node's cache for a request comes from.
@@ -214,6 +237,9 @@ pub struct PrefillStats {
     pub prefill_ms: f32,
     /// Coding of the cache, summed over chunks, in milliseconds.
     pub encode_ms: f32,
+    /// Share of the time spent coding and sending, each summed over chunks, that lay before the end of the last forward
+    /// pass: 0 when all of it followed, near 1 when the prompt pass hid it. Time in QUIC's own buffers is not seen.
+    pub overlap: f32,
 }
 
 /// What one cache transfer was; travels with [`FromDecode::Ready`].

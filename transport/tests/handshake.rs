@@ -139,10 +139,10 @@ async fn another_protocol_version_is_refused() {
     let identity = identity();
     let (there, address) = endpoint(&identity, hello("decode", Role::Decode), EndpointConfig::default());
     let (connected, accepted) =
-        tokio::join!(dial(address, &identity, identity.ca().clone(), b"kvferry/2"), there.accept());
+        tokio::join!(dial(address, &identity, identity.ca().clone(), b"kvferry/1"), there.accept());
     assert!(connected.is_err());
     let Some(Err(error @ AcceptError::Version { .. })) = accepted else { panic!("{accepted:?}") };
-    assert!(error.to_string().contains("does not speak kvferry/1"), "{error}");
+    assert!(error.to_string().contains("does not speak kvferry/2"), "{error}");
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ fn sampling() -> Sampling {
 }
 
 fn coding() -> KvCoding {
-    KvCoding { codec: "kvtc".into(), tier: 32 }
+    KvCoding { codec: "kvtc".into(), tier: 32, mode: KvMode::After }
 }
 
 fn failure() -> Failure {
@@ -75,7 +75,7 @@ fn transfer() -> Transfer {
         wire_bytes: 1 << 35,
         wire_ms: 12.5,
         decode_ms: 3.25,
-        prefill: PrefillStats { queue_ms: 1.0, prefill_ms: 250.0, encode_ms: 40.0 },
+        prefill: PrefillStats { queue_ms: 1.0, prefill_ms: 250.0, encode_ms: 40.0, overlap: 0.5 },
     }
 }
 

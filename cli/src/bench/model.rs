@@ -56,7 +56,7 @@ pub(crate) fn prompt(llama: &Llama, tokens: usize) -> Vec<u32> {
 /// Runs a whole prompt in chunks into a cache with room for `more` tokens.
 pub(crate) fn run_prompt(llama: &Llama, tokens: &[u32], more: usize) -> anyhow::Result<KvCache<bf16>> {
     let mut cache = KvCache::new(llama.config(), tokens.len() + more);
-    let pass = PromptPass::new(tokens.to_vec(), CHUNK);
+    let mut pass = PromptPass::new(tokens.to_vec(), CHUNK);
     while pass.advance(llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
     Ok(cache)
 }

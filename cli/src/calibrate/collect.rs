@@ -52,7 +52,7 @@ impl<'a> Documents<'a> {
 pub(crate) fn rows(loaded: &Loaded, tokens: Vec<u32>) -> anyhow::Result<(Vec<f32>, Vec<f32>)> {
     let count = tokens.len();
     let mut cache = KvCache::<bf16>::new(loaded.llama.config(), count);
-    let pass = PromptPass::new(tokens, CHUNK);
+    let mut pass = PromptPass::new(tokens, CHUNK);
     while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
     let block = export(&cache, SINK_TOKENS..count)?;
     Ok(codec::fit::rows(&block, &loaded.layout)?)

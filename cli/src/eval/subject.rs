@@ -13,7 +13,7 @@ use node::{KvDigest, Loaded, PromptPass};
 use openai::{ChatTemplate, Tokenizer};
 use transport::frame::{HEADER_BYTES, encode_message};
 use transport::ids::Ticket;
-use transport::message::{KvCoding, KvStream, PrefillStats};
+use transport::message::{KvCoding, KvMode, KvStream, PrefillStats};
 
 use super::body::{Body, body_bytes, errors};
 use super::score::Transfers;
@@ -60,7 +60,7 @@ impl Subject {
         let count = tokens.len();
         let mut cache = KvCache::<bf16>::new(llama.config(), count + room);
         let mut blocks = Vec::new();
-        let pass = PromptPass::new(tokens, CHUNK);
+        let mut pass = PromptPass::new(tokens, CHUNK);
         loop {
             let (range, progress) = pass.advance(llama, &mut cache, &Sampling::GREEDY)?;
             blocks.push(export(&cache, range)?);
@@ -148,7 +148,7 @@ impl Subject {
 fn stream_bytes(coding: Coding, prompt: &Prefilled, chunks: &[Vec<u8>]) -> anyhow::Result<usize> {
     let begin = KvStream::Begin {
         ticket: Ticket::random(),
-        coding: KvCoding { codec: coding.kind.name().into(), tier: coding.tier },
+        coding: KvCoding { codec: coding.kind.name().into(), tier: coding.tier, mode: KvMode::Stream },
         prompt_tokens: prompt.tokens as u32,
     };
     let mut digest = KvDigest::default();

@@ -1,23 +1,39 @@
 //! From bases and held-out rows to a finished plan.
 
-use half::f16;
+use half::bf16;
 
 use crate::{
     coding::TIERS,
     error::{Error, Result},
-    fit::{classes, coefficients::Coefficients, steps, steps::Measured, threshold},
+    fit::{
+        Predictor, classes,
+        coefficients::Coefficients,
+        steps,
+        steps::{Coded, Measured},
+        threshold,
+    },
+    format::segments::SEGMENT_BYTES,
+    kvtc::write_ids,
     layout::KvLayout,
     plan::{
         KvtcProfile, Plan,
+        elements::Rows,
+        predictor::FirstRow,
         space::{Space, invert},
         tiers::{TierSteps, TierTable},
     },
+    stages::{deflate::deflate, quantize::GRID_PER_CLASS},
+    tokens::{SHIFTS, SINKS},
 };
 
 /// Tiers that are measured; those between are interpolated.
 const MEASURED_TIERS: [u8; 16] = [4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128];
 /// Tier at which the last tokens of a prompt are coded.
 const WINDOW_TIER: u8 = 6;
+/// Sinks that stay exact where the plan knows what others are worth: the first token alone, whose row depends on nothing.
+const KNOWN_SINKS: u16 = 1;
+/// One component in so many keeps f16 elements; rounding the others to bytes costs less than a hundredth of what the quantizer does.
+const WIDE_SHARE: usize = 6;
 /// Fewer held-out rows say too little about 8 magnitudes of 40 classes.
 const MIN_ROWS: usize = 256;
 
@@ -60,6 +76,9 @@ pub struct PlanBuilder {
     keys: (Basis, Vec<f32>),
     values: (Basis, Vec<f32>),
     balance: Balance,
+    predictor: Option<(Predictor, Vec<u32>)>,
+    shifts: Option<Vec<i8>>,
+    first: Option<FirstRow>,
 }
 
 impl PlanBuilder {
@@ -71,7 +90,16 @@ impl PlanBuilder {
         keys: (Basis, Vec<f32>),
         values: (Basis, Vec<f32>),
     ) -> Self {
-        Self { layout, model: model_fingerprint, keys, values, balance: Balance::EqualBytes }
+        Self {
+            layout,
+            model: model_fingerprint,
+            keys,
+            values,
+            balance: Balance::EqualBytes,
+            predictor: None,
+            shifts: None,
+            first: None,
+        }
     }
 
     /// Sets how the steps of keys and values relate; default [`Balance::EqualBytes`].
@@ -81,6 +109,24 @@ impl PlanBuilder {
         self
     }
 
+    /// Rows are what this predictor left of them; `ids` are the tokens of the held-out rows.
+    #[must_use]
+    pub fn predicting(self, predictor: Predictor, ids: Vec<u32>) -> Self {
+        Self { predictor: Some((predictor, ids)), ..self }
+    }
+
+    /// Shifts of the held-out rows, by which the steps of tiers with a shift per token are found.
+    #[must_use]
+    pub fn shifts(self, shifts: Vec<i8>) -> Self {
+        Self { shifts: Some(shifts), ..self }
+    }
+
+    /// The cache of the token that prompts begin with, alone at position 0: keys and values, `[P]` each.
+    #[must_use]
+    pub fn first_row(self, token: u32, keys: Vec<bf16>, values: Vec<bf16>) -> Self {
+        Self { first: Some(FirstRow { token, keys, values }), ..self }
+    }
+
     /// Measures and builds. `progress` is called from this thread after every part.
     ///
     /// # Errors
@@ -88,26 +134,99 @@ impl PlanBuilder {
     pub fn build(self, progress: &mut dyn FnMut(Progress)) -> Result<Plan> {
         self.layout.validate()?;
         let features = self.layout.features();
+        self.check_extras()?;
         let mut report = |stage, done, total| progress(Progress { stage, done, total });
         let keys = measure(self.keys, features)?;
         report("class tables", 1, 2);
         let values = measure(self.values, features)?;
         report("class tables", 2, 2);
-        let mut tiers: Vec<TierSteps> = Vec::new();
-        for (i, tier) in MEASURED_TIERS.into_iter().enumerate() {
-            tiers.push(steps::find(&keys, &values, tier, self.balance, tiers.last().copied()));
-            report("steps", i + 1, MEASURED_TIERS.len());
-        }
-        let finest = tiers[0];
+        let ids = self.predictor.as_ref().map_or(0, |(predictor, ids)| id_bytes(predictor, ids));
+        let uniform = Coded { shifts: None, beside: ids };
+        let tables = if self.shifts.is_some() { 2 } else { 1 };
+        let mut table = |coded: Coded<'_>, before: usize| {
+            let mut tiers: Vec<TierSteps> = Vec::new();
+            for (i, tier) in MEASURED_TIERS.into_iter().enumerate() {
+                tiers.push(steps::find(&keys, &values, tier, (self.balance, coded), tiers.last().copied()));
+                report("steps", before + i + 1, tables * MEASURED_TIERS.len());
+            }
+            TierTable::new(tiers)
+        };
+        let tiers = table(uniform, 0)?;
+        let shifted_tiers = match &self.shifts {
+            Some(shifts) => {
+                let coded = Coded { shifts: Some(shifts), beside: ids + shift_bytes(shifts) };
+                Some(table(coded, MEASURED_TIERS.len())?)
+            }
+            None => None,
+        };
+        let finest = finest(&tiers, shifted_tiers.as_ref(), self.shifts.as_deref());
         let profile = KvtcProfile {
+            sinks: if shifted_tiers.is_some() { KNOWN_SINKS } else { SINKS },
             window_tier: WINDOW_TIER,
-            tiers: TierTable::new(tiers)?,
-            keys: trim(keys.space, finest.keys),
-            values: trim(values.space, finest.values),
+            tiers,
+            shifted_tiers,
+            keys: trim(keys.space, finest.0),
+            values: trim(values.space, finest.1),
+            predictor: self.predictor.map(|(predictor, _)| predictor.stored),
+            first: self.first,
         };
         debug_assert!(TIERS.contains(&profile.window_tier));
         Ok(Plan::new(self.model, self.layout, profile))
     }
+
+    fn check_extras(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        let (features, rows) = (self.layout.features(), self.keys.1.len() / self.layout.features());
+        if let Some((predictor, ids)) = &self.predictor {
+            let mapped = predictor.maps().0.len() / predictor.stored.inputs();
+            if ids.len() != rows || mapped != features {
+                return refuse(format!(
+                    "{} ids for {rows} rows, a predictor of {mapped} features",
+                    ids.len()
+                ));
+            }
+        }
+        if let Some(shifts) = &self.shifts
+            && (shifts.len() != rows || shifts.iter().any(|shift| !SHIFTS.contains(shift)))
+        {
+            return refuse(format!("{} shifts for {rows} rows, or one out of range", shifts.len()));
+        }
+        match &self.first {
+            Some(first) if first.keys.len() != features || first.values.len() != features => {
+                refuse(format!("a first row of {} keys for {features} features", first.keys.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes of the rows' token ids, deflated.
+fn id_bytes(predictor: &Predictor, ids: &[u32]) -> usize {
+    let (mut bytes, mut breaks) = (Vec::new(), Vec::new());
+    write_ids(ids, predictor.stored.id_bytes, &mut bytes, &mut breaks);
+    deflate(&bytes, &breaks, SEGMENT_BYTES as usize).iter().map(Vec::len).sum()
+}
+
+/// Bytes of the rows' shifts, deflated.
+fn shift_bytes(shifts: &[i8]) -> usize {
+    let bytes: Vec<u8> = shifts.iter().map(|&shift| shift as u8).collect();
+    deflate(&bytes, &[], SEGMENT_BYTES as usize).iter().map(Vec::len).sum()
+}
+
+/// Finest step of keys and of values that any tier gives a token. Shifts are followed as far down as one row in a hundred goes: what only
+/// a handful of tokens would use is not worth its bytes in the plan.
+fn finest(tiers: &TierTable, shifted: Option<&TierTable>, shifts: Option<&[i8]>) -> (i32, i32) {
+    let of = |table: &TierTable| (i32::from(table.0[0].keys), i32::from(table.0[0].values));
+    let (mut keys, mut values) = of(tiers);
+    if let (Some(table), Some(shifts)) = (shifted, shifts) {
+        let mut sorted = shifts.to_vec();
+        sorted.sort_unstable();
+        let usual = sorted.get(sorted.len() / 100).copied().unwrap_or(0);
+        let (shifted_keys, shifted_values) = of(table);
+        let lower = GRID_PER_CLASS * i32::from(usual);
+        (keys, values) = (keys.min(shifted_keys + lower), values.min(shifted_values + lower));
+    }
+    (keys, values)
 }
 
 fn measure((basis, rows): (Basis, Vec<f32>), features: usize) -> Result<Measured> {
@@ -117,10 +236,10 @@ fn measure((basis, rows): (Basis, Vec<f32>), features: usize) -> Result<Measured
         mean: basis.mean,
         weights: basis.weights,
         log_sigma: Vec::new(),
-        basis: basis.vectors.into_iter().map(|x| f16::from_f32(x).to_f32()).collect(),
+        basis: Rows::round(basis.vectors, features, features),
         classes: classes::neutral(),
     };
-    let coefficients = Coefficients::measure(&mut space, &rows);
+    let coefficients = Coefficients::measure(&mut space, &rows, features.div_ceil(WIDE_SHARE));
     space.classes = classes::fit(&space, &coefficients);
     let mut side = Measured { space, coefficients };
     threshold::choose(&mut side);
@@ -156,9 +275,9 @@ pub(super) fn check(basis: &Basis, rows: &[f32], features: usize) -> Result<()> 
 }
 
 /// Drops components that not even the finest tier codes.
-fn trim(mut space: Space, finest: i16) -> Space {
-    let kept = space.kept(finest.into());
+fn trim(mut space: Space, finest: i32) -> Space {
+    let kept = space.kept(finest);
     space.log_sigma.truncate(kept);
-    space.basis.truncate(kept * space.mean.len());
+    space.basis.truncate(kept, space.mean.len());
     space
 }

@@ -1,10 +1,12 @@
 //! Held-out rows on a basis: projected once, then quantized and coded at as many steps as the search needs.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::{
     format::segments::{SEGMENT_BYTES, table_len},
-    plan::space::Space,
+    plan::{elements::Rows, space::Space},
     planes::transposed,
     side::write_symbols,
     stages::{
@@ -13,7 +15,7 @@ use crate::{
         pca::{TILE_ROWS, project},
         quantize::{Steps, class_of, dequantize, log_sigma, quantize, step_size},
     },
-    tokens::{Group, Side},
+    tokens::{Group, Side, by_shift},
 };
 
 /// Rows coded as one chunk when sizes are measured: a prompt of usual length.
@@ -29,10 +31,27 @@ pub(crate) struct Coefficients {
 }
 
 impl Coefficients {
-    /// Projects `rows`, `[n, P]`, and sorts the components of `space` by the energy found: sets `log_sigma`.
-    pub(crate) fn measure(space: &mut Space, rows: &[f32]) -> Self {
+    /// Projects `rows`, `[n, P]`, and sorts the components of `space` by the energy found: sets `log_sigma` and rounds the basis, all but
+    /// its first `wide` rows to bytes. The coefficients are those of the rounded basis.
+    pub(crate) fn measure(space: &mut Space, rows: &[f32], wide: usize) -> Self {
         let features = space.mean.len();
-        let (count, components) = (rows.len() / features, space.basis.len() / features);
+        let components = space.basis.values.len() / features;
+        space.log_sigma = vec![0; components];
+        let found = Self::of(space, rows);
+        let energy = |j: usize| found.component(j).iter().map(|&y| f64::from(y).powi(2)).sum::<f64>();
+        let sigma = |j: usize| (energy(j) / found.rows as f64).sqrt();
+        let mut order: Vec<(i16, usize)> = (0..components).map(|j| (log_sigma(sigma(j)), j)).collect();
+        order.sort_by_key(|&(sigma, j)| (std::cmp::Reverse(sigma), j));
+        let sorted = order.iter().flat_map(|&(_, j)| &space.basis.values[j * features..(j + 1) * features]);
+        space.basis = Rows::round(sorted.copied().collect(), features, wide);
+        space.log_sigma = order.into_iter().map(|(sigma, _)| sigma).collect();
+        Self::of(space, rows)
+    }
+
+    /// Projects `rows` on the basis as it is.
+    fn of(space: &Space, rows: &[f32]) -> Self {
+        let features = space.mean.len();
+        let (count, components) = (rows.len() / features, space.log_sigma.len());
         let tiles: Vec<Vec<f32>> = rows
             .par_chunks(TILE_ROWS * features)
             .map(|tile| {
@@ -45,18 +64,7 @@ impl Coefficients {
             let strips = tiles.iter().map(move |tile| &tile[j * TILE_ROWS..(j + 1) * TILE_ROWS]);
             strips.flatten().copied().take(count)
         };
-        let sigma =
-            |j: usize| (component(j).map(|y| f64::from(y).powi(2)).sum::<f64>() / count as f64).sqrt();
-        let mut order: Vec<(i16, usize)> = (0..components).map(|j| (log_sigma(sigma(j)), j)).collect();
-        order.sort_by_key(|&(sigma, j)| (std::cmp::Reverse(sigma), j));
-        let data = order.iter().flat_map(|&(_, j)| component(j)).collect();
-        space.basis = order
-            .iter()
-            .flat_map(|&(_, j)| &space.basis[j * features..(j + 1) * features])
-            .copied()
-            .collect();
-        space.log_sigma = order.into_iter().map(|(sigma, _)| sigma).collect();
-        Self { rows: count, data }
+        Self { rows: count, data: (0..components).flat_map(component).collect() }
     }
 
     /// The coefficients of component `j`.
@@ -69,11 +77,18 @@ impl Coefficients {
         if self.rows == 0 { Vec::new() } else { transposed(&self.data, self.rows) }
     }
 
-    /// Bytes of all rows at a step, as chunks of usual length, segment tables and half a header included.
-    pub(crate) fn coded_bytes(&self, space: &Space, exponent: i32) -> usize {
+    /// Bytes of all rows at a step, with a shift per row if there are any, as chunks of usual length; segment tables and half a header
+    /// included.
+    pub(crate) fn coded_bytes(&self, space: &Space, exponent: i32, shifts: Option<&[i8]>) -> usize {
         let starts: Vec<usize> = (0..self.rows).step_by(CHUNK_ROWS).collect();
-        let chunk =
-            |start: usize| self.chunk_bytes(space, exponent, start, CHUNK_ROWS.min(self.rows - start));
+        let chunk = |start: usize| {
+            let rows = start..(start + CHUNK_ROWS).min(self.rows);
+            let groups = match shifts {
+                Some(shifts) => by_shift(0..rows.len(), &shifts[rows.clone()]),
+                None => vec![Group { tokens: (0..rows.len()).collect(), shift: 0, is_window: false }],
+            };
+            self.chunk_bytes(space, exponent, rows, &groups)
+        };
         starts.into_par_iter().map(chunk).sum()
     }
 
@@ -95,14 +110,19 @@ impl Coefficients {
         errors.into_iter().sum()
     }
 
-    fn chunk_bytes(&self, space: &Space, exponent: i32, start: usize, count: usize) -> usize {
-        let group = Group { tokens: (0..count).collect(), shift: 0, is_window: false };
+    fn chunk_bytes(&self, space: &Space, exponent: i32, rows: Range<usize>, groups: &[Group]) -> usize {
         let steps = Steps { keys: exponent as i16, ..Steps::default() };
-        let order = Order::of(space, Side::Keys, &steps, &[group]);
+        let order = Order::of(space, Side::Keys, &steps, groups);
         let mut symbols = vec![0; order.symbols];
         for band in &order.bands {
-            for (j, symbols) in band.components.clone().zip(symbols[band.start..].chunks_exact_mut(count)) {
-                quantize(&self.component(j)[start..start + count], step_size(exponent), symbols);
+            let tokens = &groups[band.group].tokens;
+            let step = step_size(order.exponents[band.group]);
+            let components =
+                band.components.clone().zip(symbols[band.start..].chunks_exact_mut(tokens.len()));
+            for (j, symbols) in components {
+                let component = &self.component(j)[rows.clone()];
+                let coefficients: Vec<f32> = tokens.iter().map(|&token| component[token]).collect();
+                quantize(&coefficients, step, symbols);
             }
         }
         let side = write_symbols(space, &order, &symbols);

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::{
     error::{Error, Result},
-    stages::product::{Matrix, multiply},
+    stages::product::{Matrix, Onto, multiply},
 };
 
 /// Rows of the product computed by one task.
@@ -81,7 +81,12 @@ impl Covariance {
                 .copied()
                 .collect();
             let mut product = vec![0.0; products.len()];
-            multiply(Matrix::row_major(&block, count, height).transposed(), matrix, &mut product);
+            multiply(
+                Matrix::row_major(&block, count, height).transposed(),
+                matrix,
+                &mut product,
+                Onto::Nothing,
+            );
             products.iter_mut().zip(product).for_each(|(total, x)| *total += f64::from(x));
         });
     }

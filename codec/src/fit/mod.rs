@@ -2,20 +2,22 @@
 //!
 //! 1. [`rows`] turns cache blocks into rows, [`Covariance`] sums them up.
 //! 2. The caller diagonalises the covariance (of weighted features, if it has weights) and hands the eigenvectors back as a [`Basis`].
-//! 3. [`PlanBuilder`] measures standard deviations, class tables and steps on held-out rows.
-//! 4. [`add_paper`] adds the tables of kvtc-paper, whose basis has no weights and is found the same way.
+//! 3. With token features, a regression of rows on [`inputs`] gives a [`Predictor`]; covariance and rows are then those of what it leaves.
+//! 4. [`PlanBuilder`] measures standard deviations, class tables and steps on held-out rows.
 
 mod builder;
 mod classes;
 mod coefficients;
 mod covariance;
 mod paper;
+mod predictor;
 mod steps;
 mod threshold;
 
 pub use builder::{Balance, Basis, PlanBuilder, Progress};
 pub use covariance::Covariance;
 pub use paper::add_paper;
+pub use predictor::{Predictor, inputs};
 
 use crate::{
     error::Result,

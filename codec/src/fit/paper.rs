@@ -1,7 +1,5 @@
 //! Calibration of kvtc-paper: plain PCA, and bits by the dynamic program over measured errors.
 
-use half::f16;
-
 use crate::{
     coding::PAPER_TIERS,
     error::{Error, Result},
@@ -17,6 +15,7 @@ use crate::{
     plan::{
         Plan,
         classes::{ClassTable, ClassTables},
+        elements::Rows,
         space::Space,
     },
     stages::{pack::Packing, quantize::CENTROIDS},
@@ -73,10 +72,10 @@ fn fit(
         weights: None,
         inverse_weights: None,
         log_sigma: Vec::new(),
-        basis: basis.vectors.into_iter().map(|x| f16::from_f32(x).to_f32()).collect(),
+        basis: Rows::round(basis.vectors, features, features),
         classes: no_classes(),
     };
-    let coefficients = Coefficients::measure(&mut space, &sample(rows, features)).by_row();
+    let coefficients = Coefficients::measure(&mut space, &sample(rows, features), features).by_row();
     let components = space.log_sigma.len();
     let budgets = PAPER_TIERS.map(|tier| 16 * features / usize::from(tier));
     let errors = BlockErrors::measure(&coefficients, components, budgets[0], &mut |done, total| {
@@ -88,7 +87,7 @@ fn fit(
         plans.try_into().expect("there is a plan for every budget; this is a bug");
     let kept = groups.iter().map(|groups| kept(groups)).max().unwrap_or_default();
     space.log_sigma.truncate(kept);
-    space.basis.truncate(kept * features);
+    space.basis.truncate(kept, features);
     PaperTables { space, groups }
 }
 

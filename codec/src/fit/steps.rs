@@ -12,11 +12,6 @@ const FINEST: i32 = 13 * GRID_PER_OCTAVE;
 /// Coarsest step tried: nothing is left to code.
 const COARSEST: i32 = 4 * GRID_PER_OCTAVE;
 
-/// The step of one side at which its bytes are a `tier`-th of bf16.
-pub(crate) fn find_side(side: &Measured, tier: u8) -> i32 {
-    bisect(side.range(), side.raw_bytes() / usize::from(tier), |exponent| side.bytes(exponent))
-}
-
 /// One side, ready to be coded at any step.
 #[derive(Debug)]
 pub(crate) struct Measured {
@@ -24,9 +19,18 @@ pub(crate) struct Measured {
     pub(crate) coefficients: Coefficients,
 }
 
+/// What is coded: rows of one step or with a shift each, and what comes beside their symbols.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Coded<'a> {
+    /// One per row.
+    pub(crate) shifts: Option<&'a [i8]>,
+    /// Bytes of token ids and shifts of all rows.
+    pub(crate) beside: usize,
+}
+
 impl Measured {
-    fn bytes(&self, exponent: i32) -> usize {
-        self.coefficients.coded_bytes(&self.space, exponent)
+    fn bytes(&self, exponent: i32, coded: Coded<'_>) -> usize {
+        self.coefficients.coded_bytes(&self.space, exponent, coded.shifts)
     }
 
     /// bf16 bytes of the rows.
@@ -39,6 +43,12 @@ impl Measured {
         let inside = |exponent: i32| exponent.clamp(-i32::from(MAX_GRID), i32::from(MAX_GRID));
         (inside(top - FINEST), inside(top + COARSEST))
     }
+
+    /// The step at which this side's bytes and half of what comes beside are a `tier`-th of bf16.
+    pub(crate) fn find(&self, tier: u8, coded: Coded<'_>) -> i32 {
+        let goal = (self.raw_bytes() / usize::from(tier)).saturating_sub(coded.beside / 2);
+        bisect(self.range(), goal, |exponent| self.bytes(exponent, coded))
+    }
 }
 
 /// Steps for one tier, not finer than `at_least` (those of the tier below), so that a tier table never falls.
@@ -46,17 +56,18 @@ pub(crate) fn find(
     keys: &Measured,
     values: &Measured,
     tier: u8,
-    balance: Balance,
+    (balance, coded): (Balance, Coded<'_>),
     at_least: Option<TierSteps>,
 ) -> TierSteps {
     let (floor_keys, floor_values) =
         at_least.map_or((i32::MIN, i32::MIN), |steps| (steps.keys.into(), steps.values.into()));
     let (keys, values) = match balance {
-        Balance::EqualBytes => (find_side(keys, tier), find_side(values, tier)),
+        Balance::EqualBytes => (keys.find(tier, coded), values.find(tier, coded)),
         Balance::OneStep => {
             let (a, b) = (keys.range(), values.range());
-            let goal = (keys.raw_bytes() + values.raw_bytes()) / usize::from(tier);
-            let step = bisect((a.0.max(b.0), a.1.max(b.1)), goal, |e| keys.bytes(e) + values.bytes(e));
+            let raw = (keys.raw_bytes() + values.raw_bytes()) / usize::from(tier);
+            let size = |exponent: i32| keys.bytes(exponent, coded) + values.bytes(exponent, coded);
+            let step = bisect((a.0.max(b.0), a.1.max(b.1)), raw.saturating_sub(coded.beside), size);
             (step, step)
         }
     };

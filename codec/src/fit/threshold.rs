@@ -2,7 +2,7 @@
 //!
 //! It also decides the speed: components that are not coded drop out of both matrix products.
 
-use crate::fit::steps::{Measured, find_side};
+use crate::fit::steps::{Coded, Measured};
 
 /// Ratio at which the choice is made: the default tier.
 const TIER: u8 = 32;
@@ -16,7 +16,7 @@ pub(crate) fn choose(side: &mut Measured) {
     for cut in 0..CANDIDATES {
         side.space.classes.first_class = lowest + cut as i32;
         side.space.classes.tables = tables[cut..].to_vec();
-        let error = side.coefficients.squared_error(&side.space, find_side(side, TIER));
+        let error = side.coefficients.squared_error(&side.space, side.find(TIER, Coded::default()));
         if best.is_none_or(|(least, _)| error <= least) {
             best = Some((error, cut));
         }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// A cursor over foreign bytes that never reads past their end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
     what: &'static str,
     bytes: &'a [u8],

@@ -27,8 +27,13 @@ pub(crate) enum CodecId {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ChunkHeader {
     pub(crate) codec: CodecId,
+    /// Shifts of body tokens follow as nibbles.
     pub(crate) has_shifts: bool,
     pub(crate) is_window_coded: bool,
+    /// The payload holds a shift for every token that is not exact.
+    pub(crate) has_token_shifts: bool,
+    /// The prompt's first token has the row that the plan holds, so that the payload need not.
+    pub(crate) starts_with_first: bool,
     pub(crate) model: [u8; 16],
     pub(crate) plan: PlanId,
     pub(crate) first_token: u32,
@@ -51,6 +56,8 @@ pub(crate) struct ChunkHeader {
 const WHAT: &str = "chunk header";
 const FLAG_SHIFTS: u8 = 1;
 const FLAG_CODED_WINDOW: u8 = 2;
+const FLAG_TOKEN_SHIFTS: u8 = 4;
+const FLAG_FIRST_ROW: u8 = 8;
 
 impl ChunkHeader {
     /// Encoded size, in bytes.
@@ -81,6 +88,8 @@ impl ChunkHeader {
             codec,
             has_shifts: flags & FLAG_SHIFTS != 0,
             is_window_coded: flags & FLAG_CODED_WINDOW != 0,
+            has_token_shifts: flags & FLAG_TOKEN_SHIFTS != 0,
+            starts_with_first: flags & FLAG_FIRST_ROW != 0,
             model: reader.array()?,
             plan: PlanId(reader.array()?),
             first_token: reader.u32()?,
@@ -105,12 +114,13 @@ impl ChunkHeader {
     }
 
     fn validate(&self, flags: u8) -> Result<()> {
+        let kvtc_flags = FLAG_SHIFTS | FLAG_TOKEN_SHIFTS | FLAG_FIRST_ROW;
         let allowed_flags = match self.codec {
             CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => 0,
             CodecId::KvtcPaper => FLAG_CODED_WINDOW,
-            CodecId::Kvtc => FLAG_SHIFTS,
+            CodecId::Kvtc => kvtc_flags,
         };
-        if flags & !allowed_flags != 0 {
+        if flags & !allowed_flags != 0 || (self.has_shifts && self.has_token_shifts) {
             return Err(Error::corrupt(WHAT, format!("flags are {flags:#04x}")));
         }
         let end = u64::from(self.first_token) + u64::from(self.tokens);
@@ -158,9 +168,12 @@ impl ChunkHeader {
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         out.put(CHUNK_MAGIC);
         out.put(FORMAT_VERSION.to_le_bytes());
-        let shifts = if self.has_shifts { FLAG_SHIFTS } else { 0 };
-        let coded_window = if self.is_window_coded { FLAG_CODED_WINDOW } else { 0 };
-        out.put([self.codec as u8, shifts | coded_window]);
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        let flags = flag(self.has_shifts, FLAG_SHIFTS)
+            | flag(self.is_window_coded, FLAG_CODED_WINDOW)
+            | flag(self.has_token_shifts, FLAG_TOKEN_SHIFTS)
+            | flag(self.starts_with_first, FLAG_FIRST_ROW);
+        out.put([self.codec as u8, flags]);
         out.put(self.model);
         out.put(self.plan.0);
         out.put_all(&[self.first_token, self.tokens, self.prompt_tokens], u32::to_le_bytes);
@@ -180,8 +193,10 @@ mod tests {
     fn header() -> ChunkHeader {
         ChunkHeader {
             codec: CodecId::Kvtc,
-            has_shifts: true,
+            has_shifts: false,
             is_window_coded: false,
+            has_token_shifts: true,
+            starts_with_first: true,
             model: [1; 16],
             plan: PlanId([2; 16]),
             first_token: 3,
@@ -222,6 +237,7 @@ mod tests {
             ChunkHeader { codec: CodecId::Raw, ..header() },
             ChunkHeader { codec: CodecId::KvtcPaper, ..header() },
             ChunkHeader { is_window_coded: true, ..header() },
+            ChunkHeader { has_shifts: true, ..header() },
         ];
         for header in broken {
             let mut bytes = Vec::new();

@@ -10,11 +10,12 @@ use crate::{
         segments::{self, SEGMENT_BYTES_RANGE, Segment},
     },
     inspect::{Item, Part, Value, paper},
+    kvtc,
     layout::MAX_FEATURES,
     plan::Plan,
     planes,
-    stages::{escape::ESCAPE_BYTES, order::Order},
-    tokens::{Group, Roles, Side, groups, shift_table_len, unpack_shifts},
+    stages::{deflate::inflate, escape::ESCAPE_BYTES, order::Order},
+    tokens::{Roles, Shifts, Side, groups, shift_table_len, unpack_shifts},
 };
 
 const WHAT: &str = "chunk";
@@ -26,13 +27,17 @@ pub(super) struct Head {
 }
 
 impl Head {
+    pub(super) fn of(header: ChunkHeader) -> Self {
+        Self { roles: Roles::of(header.place(), header.sinks, header.window), header }
+    }
+
     fn read(reader: &mut Reader<'_>) -> Result<Self> {
         let header = ChunkHeader::read_from(reader)?;
         let limit = Limits::default().max_tokens as u64;
         if u64::from(header.tokens) > limit {
             return Err(Error::LimitExceeded { what: "tokens of a chunk", limit, got: header.tokens.into() });
         }
-        let head = Self { roles: Roles::of(header.place(), header.sinks, header.window), header };
+        let head = Self::of(header);
         if head.features() == 0 || head.features() > MAX_FEATURES as u64 || head.header.head_dim % 2 == 1 {
             let ChunkHeader { layers, kv_heads, head_dim, .. } = head.header;
             let detail = format!("{layers} layers x {kv_heads} kv heads x {head_dim} dimensions");
@@ -103,7 +108,7 @@ pub(super) fn item(bytes: &[u8], plan: Option<&Plan>) -> Result<Item> {
     let mut reader = Reader::new(WHAT, content);
     let head = Head::read(&mut reader)?;
     let shifts = reader.take(head.shifts_len())?;
-    let payload = payload_parts(&head, shifts, plan)?;
+    let payload = payload_parts(&head, shifts, plan, &reader)?;
     let expected: u64 = payload.iter().map(|part| part.inflated).sum();
     if expected != head.header.payload_bytes {
         let detail = format!("payload of {} bytes, its counts give {expected}", head.header.payload_bytes);
@@ -161,13 +166,13 @@ fn fields(head: &Head) -> Vec<(&'static str, Value)> {
 }
 
 /// The payload's parts in order, `bytes` still those of the inflated payload.
-fn payload_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>) -> Result<Vec<Part>> {
+fn payload_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>, rest: &Reader<'_>) -> Result<Vec<Part>> {
     match head.header.codec {
         CodecId::Raw => Ok(raw_parts(head)),
         CodecId::Lossless => lossless_parts(head),
         CodecId::Fp8 => Ok(fp8_parts(head)),
-        CodecId::KvtcPaper => Ok(paper::parts(head, plan)),
-        CodecId::Kvtc => kvtc_parts(head, shifts, plan),
+        CodecId::KvtcPaper => paper::parts(head, plan, rest),
+        CodecId::Kvtc => kvtc_parts(head, shifts, plan, rest),
     }
 }
 
@@ -202,7 +207,7 @@ fn lossless_parts(head: &Head) -> Result<Vec<Part>> {
 }
 
 fn exact_parts(head: &Head) -> Vec<Part> {
-    let tokens = head.roles.exact.len() as u64;
+    let tokens = head.roles.exact.len() as u64 - u64::from(head.header.starts_with_first);
     let part = |name| Part::plain(name, 2 * tokens * head.features()).counted(tokens);
     vec![part("exact keys"), part("exact values")]
 }
@@ -216,39 +221,65 @@ fn fp8_parts(head: &Head) -> Vec<Part> {
     parts
 }
 
-fn kvtc_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>) -> Result<Vec<Part>> {
-    let mut parts = exact_parts(head);
-    let exact: u64 = parts.iter().map(|part| part.inflated).sum();
-    let Some(plan) = head.own_plan(plan) else {
-        let rest = head.header.payload_bytes.saturating_sub(exact);
-        parts.push(Part::plain("symbols and escapes (name the plan to see them by class)", rest));
-        return Ok(parts);
-    };
-    let shifts = head.header.has_shifts.then(|| unpack_shifts(shifts, head.roles.body.len())).transpose()?;
-    let groups = groups(&head.roles, shifts.as_deref());
-    parts.extend(symbol_parts(head, plan, &groups, ""));
-    Ok(parts)
+/// The first `len` bytes of a deflated payload, whose segments `rest` holds.
+fn payload_start(head: &Head, mut rest: Reader<'_>, len: usize) -> Result<Vec<u8>> {
+    let segment_bytes = head.header.segment_bytes as usize;
+    let mut segments = segments::read(&mut rest, head.header.payload_bytes as usize, segment_bytes)?;
+    segments.truncate(len.div_ceil(segment_bytes));
+    let mut payload = vec![0; segments.iter().map(|segment| segment.inflated_len).sum()];
+    inflate(&segments, segment_bytes, &mut payload)?;
+    payload.truncate(len);
+    Ok(payload)
 }
 
-/// Symbols by class and escapes of both sides; names start with `prefix`.
-pub(super) fn symbol_parts(head: &Head, plan: &Plan, groups: &[Group], prefix: &str) -> Vec<Part> {
-    let mut parts = Vec::new();
+/// The parts of a kvtc payload; `rest` holds the segments.
+pub(super) fn kvtc_parts(
+    head: &Head,
+    shifts: &[u8],
+    plan: Option<&Plan>,
+    rest: &Reader<'_>,
+) -> Result<Vec<Part>> {
+    let Some(plan) = head.own_plan(plan) else {
+        let name = "token ids, shifts, exact tokens and symbols (name the plan to see them apart)";
+        return Ok(vec![Part::plain(name, head.header.payload_bytes)]);
+    };
+    let known = kvtc::Parts::of(&head.header, plan.kvtc(), plan.layout().features())?;
+    let mut parts = vec![
+        Part::plain("token ids", known.ids as u64),
+        Part::plain("shifts", known.shifts as u64).counted(known.shifts as u64),
+    ];
+    parts.retain(|part| part.inflated > 0);
+    parts.extend(exact_parts(head));
+    known.check_payload(&head.header, plan.layout().features())?;
+    let all_shifts = if head.header.has_token_shifts {
+        let start = payload_start(head, rest.clone(), known.ids + known.shifts)?;
+        Some(kvtc::shifts_of(&start[known.ids..])?)
+    } else {
+        None
+    };
+    let shifts = head.header.has_shifts.then(|| unpack_shifts(shifts, head.roles.body.len())).transpose()?;
+    let shifts = match (&all_shifts, &shifts) {
+        (Some(all), _) => Shifts::All(all),
+        (None, Some(body)) => Shifts::Body(body),
+        (None, None) => Shifts::None,
+    };
+    let groups = groups(&head.roles, shifts);
     for (side, name, escapes) in
         [(Side::Keys, "key", head.header.key_escapes), (Side::Values, "value", head.header.value_escapes)]
     {
         let space = plan.kvtc().space(side);
-        let order = Order::of(space, side, &head.header.steps, groups);
+        let order = Order::of(space, side, &head.header.steps, &groups);
         for run in &order.runs {
             let class = space.classes.first_class + run.table as i32;
             let packing = space.classes.tables[run.table].packing;
             let bytes = packing.packed_len(run.symbols.len()) as u64;
-            let part = Part::plain(format!("{prefix}{name} symbols of class {class}"), bytes);
+            let part = Part::plain(format!("{name} symbols of class {class}"), bytes);
             parts.push(part.counted(run.symbols.len() as u64));
         }
         let bytes = u64::from(escapes) * ESCAPE_BYTES as u64;
-        parts.push(Part::plain(format!("{prefix}{name} escapes"), bytes).counted(escapes.into()));
+        parts.push(Part::plain(format!("{name} escapes"), bytes).counted(escapes.into()));
     }
-    parts
+    Ok(parts)
 }
 
 /// Gives each part its share of the segments it lies in. Shares are differences of one rising function, so they add up exactly.

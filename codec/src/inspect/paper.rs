@@ -4,19 +4,20 @@ use half::bf16;
 
 use crate::{
     coding::PAPER_TIERS,
-    format::chunk::ChunkHeader,
+    error::Result,
+    format::{bytes::Reader, chunk::ChunkHeader},
     inspect::{
         Part, Value,
-        chunk::{Head, symbol_parts},
+        chunk::{Head, kvtc_parts},
         plan::space_parts,
     },
     paper::{
         BitGroup, GroupType, SIDE_BITS,
         body::{coded, codes_len},
+        chunk::Parts,
         profile::PaperProfile,
     },
     plan::Plan,
-    tokens::{Roles, groups},
 };
 
 /// Roles and tiers of a profile; the count before a bit plan; a group.
@@ -39,7 +40,7 @@ pub(super) fn fields(header: &ChunkHeader) -> Vec<(&'static str, Value)> {
 }
 
 /// The payload's parts in order.
-pub(super) fn parts(head: &Head, plan: Option<&Plan>) -> Vec<Part> {
+pub(super) fn parts(head: &Head, plan: Option<&Plan>, rest: &Reader<'_>) -> Result<Vec<Part>> {
     let mut parts = sink_parts(head);
     if !head.header.is_window_coded {
         let tokens = head.roles.window.len() as u64;
@@ -50,18 +51,19 @@ pub(super) fn parts(head: &Head, plan: Option<&Plan>) -> Vec<Part> {
     let own = head.own_plan(plan);
     let plans = own.and_then(|own| own.paper_allocation(head.header.tier));
     let (Some(own), Some((keys, values))) = (own, plans) else {
-        let rest = head.header.payload_bytes.saturating_sub(known);
+        let bytes = head.header.payload_bytes.saturating_sub(known);
         let name = "codes, shifts and scales (name the plan to see them by type)";
-        parts.push(Part::plain(name, rest));
-        return parts;
+        parts.push(Part::plain(name, bytes));
+        return Ok(parts);
     };
-    if head.header.is_window_coded {
-        let groups = groups(&Roles { body: 0..0, ..head.roles.clone() }, None);
-        parts.extend(symbol_parts(head, own, &groups, "window "));
+    if let Some(window) = Parts::of(&head.header, own, own.layout())?.window_header()? {
+        let window = kvtc_parts(&Head::of(window), &[], Some(own), rest)?;
+        let window = window.into_iter().filter(|part| part.inflated > 0);
+        parts.extend(window.map(|part| Part { name: format!("window {}", part.name), ..part }));
     }
     parts.extend(body_parts("key", keys, head.roles.body.len()));
     parts.extend(body_parts("value", values, head.roles.body.len()));
-    parts
+    Ok(parts)
 }
 
 fn sink_parts(head: &Head) -> Vec<Part> {

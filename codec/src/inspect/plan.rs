@@ -77,6 +77,18 @@ fn kvtc_parts(plan: &Plan) -> Vec<Part> {
     ];
     parts.extend(space_parts("kvtc", "key", &kvtc.keys));
     parts.extend(space_parts("kvtc", "value", &kvtc.values));
+    let features = plan.layout().features();
+    if let Some(table) = &kvtc.shifted_tiers {
+        let entries = table.0.len() as u64;
+        parts.push(Part::plain("kvtc shifted tier table", 4 + TIER_BYTES * entries).counted(entries));
+    }
+    if let Some(predictor) = &kvtc.predictor {
+        let part = Part::plain("kvtc predictor", predictor.encoded_len(features) as u64);
+        parts.push(part.counted(predictor.inputs() as u64));
+    }
+    if kvtc.first.is_some() {
+        parts.push(Part::plain("kvtc first row", 4 + 4 * features as u64).counted(1));
+    }
     parts
 }
 
@@ -91,6 +103,8 @@ pub(super) fn space_parts(codec: &str, side: &str, space: &Space) -> Vec<Part> {
     ];
     parts.extend(space.weights.as_ref().map(|weights| part("weights", weights.len(), 4)));
     parts.push(part("standard deviations", space.log_sigma.len(), 2));
-    parts.push(part("basis", space.log_sigma.len(), 2 * space.mean.len() as u64));
+    let basis =
+        Part::plain(format!("{codec} {side} basis"), space.basis.encoded_len(space.mean.len()) as u64);
+    parts.push(basis.counted(space.log_sigma.len() as u64));
     parts
 }

@@ -158,8 +158,7 @@ impl BodyContext<'_> {
         codes: &[Vec<u8>],
         affines: &[Affine],
     ) -> Vec<f32> {
-        let kept = kept(self.groups);
-        let mut coefficients = vec![0f32; kept * TILE_ROWS];
+        let mut coefficients = pca::no_coefficients(self.space, kept(self.groups));
         for (group, (codes, affines)) in
             coded(self.groups).zip(codes.iter().zip(affines.chunks_exact(tokens)))
         {
@@ -172,7 +171,7 @@ impl BodyContext<'_> {
                 }
             }
         }
-        pca::reconstruct(self.space, kept, &coefficients)
+        pca::reconstruct(self.space, &coefficients)
     }
 }
 
@@ -240,7 +239,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        plan::classes::{ClassTable, ClassTables},
+        plan::{
+            classes::{ClassTable, ClassTables},
+            elements::Rows as BasisRows,
+        },
         stages::pack::Packing,
     };
 
@@ -271,7 +273,11 @@ mod tests {
             weights: None,
             inverse_weights: None,
             log_sigma: vec![0; 18],
-            basis: (0..18 * features).map(|i| f32::from(i / features == i % features)).collect(),
+            basis: BasisRows::round(
+                (0..18 * features).map(|i| f32::from(i / features == i % features)).collect(),
+                features,
+                features,
+            ),
             classes: ClassTables { first_class: 0, tables: vec![table] },
         };
         let tokens = TILE_ROWS + 5;

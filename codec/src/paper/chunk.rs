@@ -1,111 +1,65 @@
 //! A chunk of kvtc-paper: sinks, window, body of keys, body of values.
+//!
+//! A coded window is what kvtc makes of a chunk that holds the window alone: its payload, token ids and all.
+
+use std::ops::Range;
 
 use half::bf16;
 
 use crate::{
     error::{Error, Result},
     exact,
-    layout::KvLayout,
+    format::{
+        chunk::{ChunkHeader, CodecId},
+        segments::SEGMENT_BYTES,
+    },
+    kvtc::{self, Job, Payload},
+    layout::{KvBlock, KvLayout},
     paper::{
         BitGroup,
         body::{self, BodyContext},
         profile::PaperProfile,
         sinks,
     },
-    plan::{KvtcProfile, Plan},
-    side::{SideContext, SidePart},
+    plan::Plan,
+    predict::TokenFeatures,
     stages::{quantize::Steps, rope::RopeTable},
-    tokens::{Group, Place, Roles, SINKS, Side, WINDOW, groups},
+    tokens::{Place, Roles, SINKS, Side, WINDOW},
 };
 
-/// How the last tokens of a prompt are written.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Window<'a> {
-    /// As they are.
-    Raw,
-    /// As `kvtc` does, at the window's steps.
-    Coded(&'a KvtcProfile, Steps),
-}
-
-/// What both directions need to know about a chunk.
+/// What both directions need to know about a chunk's sinks and body.
 #[derive(Debug)]
-pub(crate) struct PaperChunk<'a> {
+struct Frame<'a> {
     layout: &'a KvLayout,
     profile: &'a PaperProfile,
     /// Bit plans of keys and values.
     groups: [&'a [BitGroup]; 2],
-    window: Window<'a>,
-    /// The window's tokens, unless there are none.
-    window_groups: Vec<Group>,
     roles: Roles,
     place: Place,
 }
 
-/// A payload and what its header must say about it.
-#[derive(Debug, Default)]
-pub(crate) struct Payload {
-    pub(crate) bytes: Vec<u8>,
-    /// Offsets in `bytes` where statistics change.
-    pub(crate) breaks: Vec<usize>,
-    /// Escapes of keys and of values in a coded window.
-    pub(crate) escapes: [u32; 2],
-}
-
-/// Steps of a coded window in a chunk of this tier; the body has none.
-pub(crate) fn window_steps(profile: &KvtcProfile, tier: u8) -> Steps {
-    Steps { keys: 0, values: 0, ..profile.steps(tier) }
-}
-
-/// Tables of the codec.
-pub(crate) fn profile(plan: &Plan) -> Result<&PaperProfile> {
-    plan.paper().ok_or(Error::ProfileMissing { codec: "kvtc-paper" })
-}
-
-impl<'a> PaperChunk<'a> {
-    /// # Errors
-    /// [`Error::ProfileMissing`], or [`Error::InvalidArgument`] for a tier without a bit plan.
-    pub(crate) fn new(
-        layout: &'a KvLayout,
-        plan: &'a Plan,
-        place: Place,
-        tier: u8,
-        window: Window<'a>,
-    ) -> Result<Self> {
-        let profile = profile(plan)?;
+impl<'a> Frame<'a> {
+    fn new(layout: &'a KvLayout, plan: &'a Plan, place: Place, tier: u8) -> Result<Self> {
+        let profile = plan.paper().ok_or(Error::ProfileMissing { codec: "kvtc-paper" })?;
         let plans = profile.keys.plan(tier).zip(profile.values.plan(tier));
         let (keys, values) =
             plans.ok_or_else(|| Error::InvalidArgument(format!("no bit plan for tier {tier}")))?;
         let roles = Roles::of(place, SINKS, WINDOW);
-        let window_groups = groups(&Roles { body: 0..0, ..roles.clone() }, None);
-        Ok(Self { layout, profile, groups: [keys, values], window, window_groups, roles, place })
-    }
-
-    fn planes(&self) -> usize {
-        self.layout.layers * self.layout.kv_heads
+        Ok(Self { layout, profile, groups: [keys, values], roles, place })
     }
 
     fn sinks_len(&self) -> usize {
-        sinks::len(self.planes(), self.layout.head_dim, self.roles.exact.len())
+        let planes = self.layout.layers * self.layout.kv_heads;
+        sinks::len(planes, self.layout.head_dim, self.roles.exact.len())
     }
 
-    /// Bytes of one side's window.
-    fn window_len(&self, side: Side, escapes: u32) -> Result<usize> {
-        match self.window {
-            Window::Raw => Ok(self.roles.window.len() * self.layout.features() * size_of::<bf16>()),
-            Window::Coded(profile, steps) => {
-                SidePart::of(profile, side, &steps, &self.window_groups, escapes).map(|part| part.len)
-            }
-        }
+    /// Bytes of one side's window if it is raw.
+    fn raw_window_len(&self) -> usize {
+        self.roles.window.len() * self.layout.features() * size_of::<bf16>()
     }
 
     fn body_len(&self, side: Side) -> usize {
         body::len(self.groups[side as usize], self.roles.body.len())
-    }
-
-    /// Bytes of the payload, given the escapes that a header claims.
-    pub(crate) fn payload_len(&self, escapes: [u32; 2]) -> Result<usize> {
-        let window = self.window_len(Side::Keys, escapes[0])? + self.window_len(Side::Values, escapes[1])?;
-        Ok(self.sinks_len() + window + self.body_len(Side::Keys) + self.body_len(Side::Values))
     }
 
     fn rope(&self) -> RopeTable {
@@ -122,113 +76,223 @@ impl<'a> PaperChunk<'a> {
         }
     }
 
-    /// Keys and values of a block to a payload.
+    fn encode_body(&self, side: Side, rope: Option<&RopeTable>, cache: &[bf16]) -> Result<Payload> {
+        let mut out = Payload::default();
+        self.body(side, rope).encode(cache, self.roles.body.clone(), &mut out.bytes, &mut out.breaks)?;
+        Ok(out)
+    }
+}
+
+/// Fills in the fields of `header` that are kvtc-paper's, and makes the payload.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a value that is not finite, unless it lies in a raw window; [`Error::FeaturesMissing`] for a coded one
+/// when the plan predicts caches and the encoder was not told how.
+pub(crate) fn encode(
+    job: &Job<'_>,
+    is_window_coded: bool,
+    header: ChunkHeader,
+) -> Result<(ChunkHeader, Payload)> {
+    let frame = Frame::new(job.layout, job.plan, job.place, job.tier)?;
+    let (block, head_dim) = (job.block, job.layout.head_dim);
+    let sides = [block.keys.as_slice(), &block.values];
+    let mut payload = Payload::default();
+    sinks::write(sides, block.tokens, head_dim, frame.roles.exact.clone(), &mut payload.bytes)?;
+    payload.breaks.push(payload.bytes.len());
+    let header = ChunkHeader {
+        codec: CodecId::KvtcPaper,
+        is_window_coded,
+        plan: job.plan.id(),
+        sinks: SINKS,
+        window: WINDOW,
+        tier: job.tier,
+        segment_bytes: SEGMENT_BYTES,
+        ..header
+    };
+    let header = if is_window_coded {
+        encode_window(job, &frame.roles, header, &mut payload)?
+    } else {
+        for cache in sides {
+            let range = frame.roles.window.clone();
+            exact::write(cache, block.tokens, head_dim, range, &mut payload.bytes, &mut payload.breaks);
+        }
+        header
+    };
+    let rope = frame.rope();
+    let (keys, values) = rayon::join(
+        || frame.encode_body(Side::Keys, Some(&rope), &block.keys),
+        || frame.encode_body(Side::Values, None, &block.values),
+    );
+    append(&mut payload, keys?);
+    append(&mut payload, values?);
+    Ok((header, payload))
+}
+
+/// Appends the window as kvtc codes it; the header takes its steps and escapes. The body has no steps.
+fn encode_window(
+    job: &Job<'_>,
+    roles: &Roles,
+    header: ChunkHeader,
+    payload: &mut Payload,
+) -> Result<ChunkHeader> {
+    let (profile, range) = (job.plan.kvtc(), roles.window.clone());
+    let steps = Steps { keys: 0, values: 0, ..profile.steps(job.tier) };
+    let header = ChunkHeader { window_tier: profile.window_tier(job.tier), steps, ..header };
+    if range.is_empty() {
+        return Ok(header);
+    }
+    let first_token = job.place.first_token + range.start;
+    let cut = |cache: &[bf16]| cut(cache, job.block.tokens, job.layout.head_dim, range.clone());
+    let tokens = range.len();
+    let block = &KvBlock { first_token, tokens, keys: cut(&job.block.keys), values: cut(&job.block.values) };
+    let mut elements = block.keys.iter().zip(&block.values);
+    if let Some(at) = elements.position(|(key, value)| !(key.is_finite() && value.is_finite())) {
+        return Err(Error::not_finite(range.start + at / job.layout.head_dim % tokens));
+    }
+    let place = Place { first_token, tokens, ..job.place };
+    let (coded, window) = kvtc::encode(&Job { place, block, shifts: None, ..*job }, header.clone())?;
+    append(payload, window);
+    Ok(ChunkHeader { key_escapes: coded.key_escapes, value_escapes: coded.value_escapes, ..header })
+}
+
+/// Tokens `range` of one side's cache.
+fn cut(cache: &[bf16], tokens: usize, head_dim: usize, range: Range<usize>) -> Vec<bf16> {
+    let planes = cache.chunks_exact(tokens * head_dim);
+    planes.flat_map(|plane| &plane[range.start * head_dim..range.end * head_dim]).copied().collect()
+}
+
+/// The mirror of [`cut`].
+fn paste(part: &[bf16], tokens: usize, head_dim: usize, range: Range<usize>, cache: &mut [bf16]) {
+    let planes = cache.chunks_exact_mut(tokens * head_dim);
+    for (plane, part) in planes.zip(part.chunks_exact(range.len() * head_dim)) {
+        plane[range.start * head_dim..range.end * head_dim].copy_from_slice(part);
+    }
+}
+
+fn append(payload: &mut Payload, part: Payload) {
+    let start = payload.bytes.len();
+    payload.bytes.extend(part.bytes);
+    payload.breaks.extend(part.breaks.iter().map(|at| start + at));
+    payload.breaks.push(payload.bytes.len());
+}
+
+/// A chunk whose header is read and whose payload is not.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    frame: Frame<'a>,
+    plan: &'a Plan,
+    header: &'a ChunkHeader,
+}
+
+impl<'a> Parts<'a> {
+    /// # Errors
+    /// [`Error::ProfileMissing`], or [`Error::InvalidArgument`] for a tier without a bit plan.
+    pub(crate) fn of(header: &'a ChunkHeader, plan: &'a Plan, layout: &'a KvLayout) -> Result<Self> {
+        Ok(Self { frame: Frame::new(layout, plan, header.place(), header.tier)?, plan, header })
+    }
+
+    /// The header of a kvtc chunk that holds the coded window alone, if there is such a window.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a value that is not finite, unless it lies in a raw window.
-    pub(crate) fn encode(&self, sides: [&[bf16]; 2]) -> Result<Payload> {
-        let rope = &self.rope();
-        let mut payload = Payload::default();
-        let (tokens, head_dim) = (self.place.tokens, self.layout.head_dim);
-        sinks::write(sides, tokens, head_dim, self.roles.exact.clone(), &mut payload.bytes)?;
-        payload.breaks.push(payload.bytes.len());
-        let encode = |side: Side, rope: Option<&RopeTable>| {
-            let cache = sides[side as usize];
-            let mut body = Payload::default();
-            self.body(side, rope).encode(
-                cache,
-                self.roles.body.clone(),
-                &mut body.bytes,
-                &mut body.breaks,
-            )?;
-            Ok::<_, Error>((self.encode_window(side, rope, cache)?, body))
-        };
-        let (keys, values) = rayon::join(|| encode(Side::Keys, Some(rope)), || encode(Side::Values, None));
-        let ((key_window, keys), (value_window, values)) = (keys?, values?);
-        payload.escapes = [key_window.escapes[0], value_window.escapes[0]];
-        for part in [key_window, value_window, keys, values] {
-            payload.append(part);
+    /// [`Error::Corrupt`] for a payload without room for sinks and body, or escapes without a window.
+    pub(crate) fn window_header(&self) -> Result<Option<ChunkHeader>> {
+        let (header, window) = (self.header, &self.frame.roles.window);
+        if !header.is_window_coded {
+            return Ok(None);
         }
-        Ok(payload)
-    }
-
-    fn encode_window(&self, side: Side, rope: Option<&RopeTable>, cache: &[bf16]) -> Result<Payload> {
-        let (tokens, head_dim) = (self.place.tokens, self.layout.head_dim);
-        let Window::Coded(profile, steps) = self.window else {
-            let mut out = Payload::default();
-            let range = self.roles.window.clone();
-            exact::write(cache, tokens, head_dim, range, &mut out.bytes, &mut out.breaks);
-            return Ok(out);
-        };
-        let part = SidePart::of(profile, side, &steps, &self.window_groups, 0)?;
-        let coded = self.window_context(&part, rope).encode(cache)?;
-        Ok(Payload { bytes: coded.bytes, breaks: coded.breaks, escapes: [coded.escapes as u32, 0] })
-    }
-
-    fn window_context<'b>(&'b self, part: &'b SidePart<'_>, rope: Option<&'b RopeTable>) -> SideContext<'b> {
-        SideContext {
-            layout: self.layout,
-            space: part.space,
-            order: &part.order,
-            groups: &self.window_groups,
-            rope,
-            tokens: self.place.tokens,
+        let least = (self.frame.sinks_len() + self.bodies_len()) as u64;
+        let rest = header.payload_bytes.checked_sub(least);
+        let payload_bytes = rest.ok_or_else(|| {
+            let got = header.payload_bytes;
+            Error::corrupt("chunk header", format!("payload of {got} bytes, its counts give {least} or more"))
+        })?;
+        if window.is_empty() {
+            let is_clean = (header.key_escapes, header.value_escapes) == (0, 0);
+            return match is_clean {
+                true => Ok(None),
+                false => Err(Error::corrupt("chunk header", "escapes in a chunk without window tokens")),
+            };
         }
+        Ok(Some(ChunkHeader {
+            codec: CodecId::Kvtc,
+            is_window_coded: false,
+            first_token: header.first_token + window.start as u32,
+            tokens: window.len() as u32,
+            sinks: self.plan.kvtc().sinks,
+            window: WINDOW,
+            payload_bytes,
+            ..header.clone()
+        }))
     }
 
-    /// A payload, of the length that [`Self::payload_len`] gives, to keys and values; the mirror of [`Self::encode`].
-    pub(crate) fn decode(&self, payload: &[u8], escapes: [u32; 2]) -> Result<[Vec<bf16>; 2]> {
-        let mut rest = payload;
-        let mut take = |len: usize| {
-            let (head, tail) = rest.split_at(len);
-            rest = tail;
-            head
+    fn bodies_len(&self) -> usize {
+        self.frame.body_len(Side::Keys) + self.frame.body_len(Side::Values)
+    }
+
+    /// Bytes of the payload, as far as they follow from the header. What a coded window takes is checked when it is decoded.
+    pub(crate) fn payload_len(&self) -> Result<usize> {
+        let window = match self.window_header()? {
+            Some(header) => {
+                let features = self.frame.layout.features();
+                let parts = kvtc::Parts::of(&header, self.plan.kvtc(), features)?;
+                let refused = |_| {
+                    let ChunkHeader { payload_bytes, key_escapes, value_escapes, .. } = self.header;
+                    let tokens = header.tokens;
+                    let detail = format!(
+                        "payload of {payload_bytes} bytes with {key_escapes} and {value_escapes} escapes in {tokens} window tokens"
+                    );
+                    Error::corrupt("chunk header", detail)
+                };
+                parts.check_payload(&header, features).map_err(refused)?
+            }
+            None if self.header.is_window_coded => 0,
+            None => 2 * self.frame.raw_window_len(),
         };
-        let sinks = take(self.sinks_len());
-        let windows = [
-            take(self.window_len(Side::Keys, escapes[0])?),
-            take(self.window_len(Side::Values, escapes[1])?),
-        ];
-        let bodies = [take(self.body_len(Side::Keys)), take(self.body_len(Side::Values))];
-        let rope = &self.rope();
-        let decode = |side: Side, rope: Option<&RopeTable>| {
-            let i = side as usize;
-            let mut cache = vec![bf16::ZERO; self.place.tokens * self.layout.features()];
-            self.body(side, rope).decode(bodies[i], self.roles.body.clone(), &mut cache)?;
-            self.decode_window(side, rope, windows[i], escapes[i], &mut cache)?;
-            Ok::<_, Error>(cache)
+        Ok(self.frame.sinks_len() + window + self.bodies_len())
+    }
+
+    /// A payload, of the length that [`Self::payload_len`] gives, to a block; the mirror of [`encode`].
+    pub(crate) fn decode(&self, features: Option<&dyn TokenFeatures>, payload: &[u8]) -> Result<KvBlock> {
+        let Frame { layout, roles, place, .. } = &self.frame;
+        let (sinks, rest) = payload.split_at(self.frame.sinks_len());
+        let (window, bodies) = rest.split_at(rest.len() - self.bodies_len());
+        let (key_body, value_body) = bodies.split_at(self.frame.body_len(Side::Keys));
+        let rope = self.frame.rope();
+        let decode = |side: Side, rope: Option<&RopeTable>, bytes: &[u8]| {
+            let mut cache = vec![bf16::ZERO; place.tokens * layout.features()];
+            self.frame.body(side, rope).decode(bytes, roles.body.clone(), &mut cache).map(|()| cache)
         };
-        let (keys, values) = rayon::join(|| decode(Side::Keys, Some(rope)), || decode(Side::Values, None));
-        let (mut keys, mut values) = (keys?, values?);
-        let (tokens, head_dim) = (self.place.tokens, self.layout.head_dim);
-        sinks::restore(sinks, tokens, head_dim, self.roles.exact.clone(), [&mut keys, &mut values])?;
-        Ok([keys, values])
+        let (keys, values) = rayon::join(
+            || decode(Side::Keys, Some(&rope), key_body),
+            || decode(Side::Values, None, value_body),
+        );
+        let mut block =
+            KvBlock { first_token: place.first_token, tokens: place.tokens, keys: keys?, values: values? };
+        let sides = [block.keys.as_mut_slice(), &mut block.values];
+        sinks::restore(sinks, place.tokens, layout.head_dim, roles.exact.clone(), sides)?;
+        self.decode_window(features, window, &mut block)?;
+        Ok(block)
     }
 
     fn decode_window(
         &self,
-        side: Side,
-        rope: Option<&RopeTable>,
+        features: Option<&dyn TokenFeatures>,
         bytes: &[u8],
-        escapes: u32,
-        cache: &mut [bf16],
+        block: &mut KvBlock,
     ) -> Result<()> {
-        let Window::Coded(profile, steps) = self.window else {
-            let (tokens, head_dim) = (self.place.tokens, self.layout.head_dim);
-            exact::restore(bytes, tokens, head_dim, self.roles.window.clone(), cache);
+        let (layout, range) = (self.frame.layout, &self.frame.roles.window);
+        let (tokens, head_dim) = (block.tokens, layout.head_dim);
+        if let Some(header) = self.window_header()? {
+            let profile = self.plan.kvtc();
+            let parts = kvtc::Parts::of(&header, profile, layout.features())?;
+            let window = kvtc::decode(&header, (profile, &parts), layout, features, None, bytes)?;
+            paste(&window.keys, tokens, head_dim, range.clone(), &mut block.keys);
+            paste(&window.values, tokens, head_dim, range.clone(), &mut block.values);
             return Ok(());
-        };
-        let part = SidePart::of(profile, side, &steps, &self.window_groups, escapes)?;
-        self.window_context(&part, rope).decode(bytes, cache)
-    }
-}
-
-impl Payload {
-    /// Appends another payload's bytes; its escapes are the caller's.
-    fn append(&mut self, part: Self) {
-        let start = self.bytes.len();
-        self.bytes.extend(part.bytes);
-        self.breaks.extend(part.breaks.iter().map(|at| start + at));
-        self.breaks.push(self.bytes.len());
+        }
+        let (keys, values) = bytes.split_at(bytes.len() / 2);
+        exact::restore(keys, tokens, head_dim, range.clone(), &mut block.keys);
+        exact::restore(values, tokens, head_dim, range.clone(), &mut block.values);
+        Ok(())
     }
 }

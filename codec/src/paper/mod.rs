@@ -103,7 +103,7 @@ pub struct PaperSpace<'a> {
 
 impl<'a> PaperSpace<'a> {
     pub(crate) fn of(space: &'a Space) -> Self {
-        Self { mean: &space.mean, basis: &space.basis, log_sigma: &space.log_sigma }
+        Self { mean: &space.mean, basis: &space.basis.values, log_sigma: &space.log_sigma }
     }
 
     /// Standard deviations of the components, most first.

@@ -29,9 +29,7 @@ pub(crate) fn write(
     for plane in sides.into_iter().flat_map(|side| side.chunks_exact(tokens * head_dim)) {
         for (token, head) in plane.chunks_exact(head_dim).enumerate().take(range.end).skip(range.start) {
             if !head.iter().all(|x| x.is_finite()) {
-                return Err(Error::InvalidArgument(format!(
-                    "token {token} of the block has a cache entry that is not finite"
-                )));
+                return Err(Error::not_finite(token));
             }
             let bits: Vec<u16> = head.iter().map(|x| x.to_bits()).collect();
             let scale = scale(&bits);

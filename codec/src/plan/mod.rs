@@ -3,7 +3,9 @@
 //! Not how it is found: that is [`crate::fit`].
 
 pub(crate) mod classes;
+pub(crate) mod elements;
 mod file;
+pub(crate) mod predictor;
 pub(crate) mod profile;
 pub(crate) mod space;
 pub(crate) mod tiers;

@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use crate::{
     error::{Error, Result},
     format::bytes::{Reader, Write},
-    plan::classes::ClassTables,
+    plan::{classes::ClassTables, elements::Rows},
     stages::quantize::class_of,
 };
 
@@ -22,15 +20,14 @@ pub(crate) struct Space {
     pub(crate) inverse_weights: Option<Vec<f32>>,
     /// Log2 of each component's standard deviation in grid units, not increasing.
     pub(crate) log_sigma: Vec<i16>,
-    /// `[components, P]`, every element representable as f16.
-    pub(crate) basis: Vec<f32>,
+    /// `[components, P]`.
+    pub(crate) basis: Rows,
     /// How the symbols of each class are packed and reconstructed.
     pub(crate) classes: ClassTables,
 }
 
 const WHAT: &str = "plan space";
 const FLAG_WEIGHTS: u8 = 1;
-const ELEMENT_F16: u8 = 0;
 
 impl Space {
     /// Components of class table `table` at a step; the last table also takes the classes above.
@@ -53,9 +50,8 @@ impl Space {
     pub(crate) fn read_from(reader: &mut Reader<'_>, features: usize) -> Result<Self> {
         let components = usize::from(reader.u16()?);
         let (flags, element) = (reader.u8()?, reader.u8()?);
-        if components > features || flags & !FLAG_WEIGHTS != 0 || element != ELEMENT_F16 {
-            let detail =
-                format!("{components} components of {features}, flags {flags:#04x}, element {element}");
+        if components > features || flags & !FLAG_WEIGHTS != 0 {
+            let detail = format!("{components} components of {features}, flags {flags:#04x}");
             return Err(Error::corrupt(WHAT, detail));
         }
         let classes = ClassTables::read_from(reader)?;
@@ -65,10 +61,7 @@ impl Space {
         if !log_sigma.is_sorted_by(|a, b| a >= b) {
             return Err(Error::corrupt(WHAT, "standard deviations increase"));
         }
-        let basis = reader.list(components * features, |bytes| f16::from_le_bytes(bytes).to_f32())?;
-        if !basis.iter().all(|x| x.is_finite()) {
-            return Err(Error::corrupt(WHAT, "a basis element is not finite"));
-        }
+        let basis = Rows::read_from(reader, element, components, features)?;
         let inverse_weights = weights.as_deref().map(invert);
         Ok(Self { mean, weights, inverse_weights, log_sigma, basis, classes })
     }
@@ -76,14 +69,14 @@ impl Space {
     /// The mirror of [`Self::read_from`].
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         out.put((self.log_sigma.len() as u16).to_le_bytes());
-        out.put([if self.weights.is_some() { FLAG_WEIGHTS } else { 0 }, ELEMENT_F16]);
+        out.put([if self.weights.is_some() { FLAG_WEIGHTS } else { 0 }, self.basis.element()]);
         self.classes.write_to(out);
         out.put_all(&self.mean, f32::to_le_bytes);
         if let Some(weights) = &self.weights {
             out.put_all(weights, f32::to_le_bytes);
         }
         out.put_all(&self.log_sigma, i16::to_le_bytes);
-        out.put_all(&self.basis, |x| f16::from_f32(x).to_le_bytes());
+        self.basis.write_to(self.mean.len(), out);
     }
 }
 

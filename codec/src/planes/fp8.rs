@@ -66,10 +66,7 @@ pub(crate) fn encode(layout: &KvLayout, tokens: usize, exact: usize, sides: [&[b
 
 fn check_finite(plane: &[bf16], head_dim: usize) -> Result<()> {
     match plane.iter().position(|x| !x.is_finite()) {
-        Some(at) => Err(Error::InvalidArgument(format!(
-            "token {} of the block has a cache entry that is not finite",
-            at / head_dim
-        ))),
+        Some(at) => Err(Error::not_finite(at / head_dim)),
         None => Ok(()),
     }
 }

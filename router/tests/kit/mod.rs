@@ -15,8 +15,8 @@ use service::Shutdown;
 use tokio::sync::{mpsc, oneshot};
 use transport::ids::{NodeId, Ticket};
 use transport::message::{
-    Control, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, Hello, KvCoding, KvSource, Load,
-    ModelIdentity, PrefillStats, Register, Request, Reserve, Role, Transfer,
+    Control, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, Hello, KvCoding, KvMode, KvSource,
+    Load, ModelIdentity, PrefillStats, Register, Request, Reserve, Role, Transfer,
 };
 use transport::{Authority, Endpoint, EndpointConfig, Identity, Peer, SendEnd, Stream};
 
@@ -316,8 +316,8 @@ async fn decode(peer: &Peer, stream: &mut Stream, script: &Script, is_local: boo
 }
 
 fn transfer(is_local: bool) -> Transfer {
-    let coding = (!is_local).then(|| KvCoding { codec: "kvtc".into(), tier: 32 });
-    let prefill = PrefillStats { queue_ms: 1.0, prefill_ms: 20.0, encode_ms: 3.0 };
+    let coding = (!is_local).then(|| KvCoding { codec: "kvtc".into(), tier: 32, mode: KvMode::After });
+    let prefill = PrefillStats { queue_ms: 1.0, prefill_ms: 20.0, encode_ms: 3.0, overlap: 0.25 };
     Transfer {
         prefill_node: coding.is_some().then(|| NodeId("p1".into())),
         coding,

@@ -1,0 +1,122 @@
+//! A block to a payload.
+
+use half::bf16;
+
+use crate::{
+    error::{Error, Result},
+    exact,
+    format::{
+        chunk::{ChunkHeader, CodecId},
+        segments::SEGMENT_BYTES,
+    },
+    kvtc::known::{Known, begins_with, id_range, sent_exactly, write_ids},
+    layout::{KvBlock, KvLayout},
+    plan::Plan,
+    predict::{Prediction, TokenFeatures},
+    side::{SideBytes, SideContext},
+    stages::{order::Order, rope::RopeTable},
+    tokens::{Place, Roles, Shifts, Side, WINDOW, groups},
+};
+
+/// One block to be coded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) layout: &'a KvLayout,
+    pub(crate) plan: &'a Plan,
+    pub(crate) tier: u8,
+    pub(crate) place: Place,
+    pub(crate) block: &'a KvBlock,
+    /// One per token of the block.
+    pub(crate) shifts: Option<&'a [i8]>,
+    /// Ids of the whole prompt, and what is known of them.
+    pub(crate) known: Option<(&'a dyn TokenFeatures, &'a [u32])>,
+}
+
+/// A payload on its way: bytes, and where statistics change in them.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) breaks: Vec<usize>,
+}
+
+impl Payload {
+    fn push_side(&mut self, side: &SideBytes) {
+        self.breaks.extend(side.breaks.iter().map(|at| self.bytes.len() + at));
+        self.bytes.extend_from_slice(&side.bytes);
+        self.breaks.push(self.bytes.len());
+    }
+}
+
+/// Fills in the fields of `header` that are kvtc's, and makes the payload.
+pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader, Payload)> {
+    let profile = job.plan.kvtc();
+    let roles = Roles::of(job.place, profile.sinks, WINDOW);
+    let shifts = job.shifts.map(|shifts| &shifts[roles.coded()]);
+    let mut payload = Payload::default();
+    let known = known(job, &mut payload)?;
+    if let Some(shifts) = shifts {
+        payload.bytes.extend(shifts.iter().map(|&shift| shift as u8));
+        payload.breaks.push(payload.bytes.len());
+    }
+    let starts_with_first = starts_with_first(job);
+    for cache in [&job.block.keys, &job.block.values] {
+        let sent = sent_exactly(&roles, starts_with_first);
+        exact::write(
+            cache,
+            job.block.tokens,
+            job.layout.head_dim,
+            sent,
+            &mut payload.bytes,
+            &mut payload.breaks,
+        );
+    }
+    let steps = if shifts.is_some() { profile.shifted_steps(job.tier) } else { profile.steps(job.tier) };
+    let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
+    let rope = RopeTable::new(job.layout, job.block.first_token, job.block.tokens);
+    let side = |side: Side, cache: &[bf16], rope: Option<&RopeTable>| {
+        let space = profile.space(side);
+        let prediction = known.as_ref().map(|known| Prediction::of(known.predictor, side, &known.tokens));
+        let order = &Order::of(space, side, &steps, &groups);
+        let (layout, groups, tokens) = (job.layout, groups.as_slice(), job.block.tokens);
+        SideContext { layout, space, order, groups, rope, tokens, prediction: prediction.as_ref() }
+            .encode(cache)
+    };
+    let (keys, values) = rayon::join(
+        || side(Side::Keys, &job.block.keys, Some(&rope)),
+        || side(Side::Values, &job.block.values, None),
+    );
+    let (keys, values) = (keys?, values?);
+    payload.push_side(&keys);
+    payload.push_side(&values);
+    let header = ChunkHeader {
+        codec: CodecId::Kvtc,
+        has_token_shifts: shifts.is_some(),
+        starts_with_first,
+        plan: job.plan.id(),
+        sinks: profile.sinks,
+        window: WINDOW,
+        tier: job.tier,
+        window_tier: if shifts.is_some() { 0 } else { profile.window_tier(job.tier) },
+        steps,
+        key_escapes: keys.escapes as u32,
+        value_escapes: values.escapes as u32,
+        segment_bytes: SEGMENT_BYTES,
+        ..header
+    };
+    Ok((header, payload))
+}
+
+/// Writes the ids that the plan's predictor looks at, if it has one.
+fn known<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
+    let Some(predictor) = &job.plan.kvtc().predictor else { return Ok(None) };
+    let (features, ids) = job.known.ok_or(Error::FeaturesMissing)?;
+    let ids = &ids[id_range(predictor, &job.place)];
+    let known = Known::of(predictor, &job.place, ids, Some(features))?;
+    write_ids(ids, predictor.id_bytes, &mut payload.bytes, &mut payload.breaks);
+    Ok(Some(known))
+}
+
+fn starts_with_first(job: &Job<'_>) -> bool {
+    let (Some(first), Some((_, ids))) = (&job.plan.kvtc().first, job.known) else { return false };
+    job.plan.kvtc().sinks > 0 && begins_with(first, ids[0], job.block, job.layout.head_dim)
+}

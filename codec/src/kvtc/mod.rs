@@ -1,0 +1,11 @@
+//! The codec `kvtc`: what goes into its payload, and in which order. Rows to symbols and back is [`crate::side`]'s work.
+//!
+//! `docs/kv-format.md`, section 4, is this folder in words.
+
+mod decode;
+mod encode;
+mod known;
+
+pub(crate) use decode::{Parts, decode, shifts_of};
+pub(crate) use encode::{Job, Payload, encode};
+pub(crate) use known::write_ids;

@@ -1,0 +1,131 @@
+//! Codes what the engine gives, on a thread of its own: blocks as they come, or the whole cache in pieces once the prompt is
+//! done and it is known which of its tokens were read.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use bytes::Bytes;
+use codec::{Encoder, KvBlock, importance};
+use half::bf16;
+use model::KvCache;
+use node::failure::internal;
+use node::prompt::export;
+use node::units::ms;
+use tokio::sync::mpsc;
+use transport::message::{Failure, PrefillStats};
+
+use crate::busy::Busy;
+use crate::engine::FromEngine;
+
+/// What leaves the coder for one prompt.
+#[derive(Debug)]
+pub(crate) enum Coded {
+    /// The next chunk.
+    Chunk(Bytes),
+    /// All chunks are out. The overlap is for the sender to fill in, who knows when they were sent.
+    Done { first_token: u32, stats: PrefillStats, coding: Busy, prompt_done: Instant },
+    /// Engine or codec broke; nothing follows.
+    Failed(Failure),
+}
+
+/// Nothing more is to be coded: the prompt failed, or nobody wants its chunks any more.
+struct Over;
+
+/// Codes one prompt's cache, one that comes whole in pieces of up to `chunk` tokens; ends when the engine does, or when
+/// nobody wants the chunks any more.
+pub(crate) fn code(
+    encoder: &Encoder,
+    chunk: usize,
+    mut blocks: mpsc::Receiver<FromEngine>,
+    out: mpsc::Sender<Coded>,
+) {
+    let mut coder = Coder { encoder, out, busy: Busy::default() };
+    while let Some(from_engine) = blocks.blocking_recv() {
+        if coder.take(from_engine, chunk).is_err() {
+            return;
+        }
+    }
+}
+
+struct Coder<'a> {
+    encoder: &'a Encoder,
+    out: mpsc::Sender<Coded>,
+    busy: Busy,
+}
+
+impl Coder<'_> {
+    fn take(&mut self, from_engine: FromEngine, chunk: usize) -> Result<(), Over> {
+        match from_engine {
+            FromEngine::Block(block) => self.block(&block, None),
+            FromEngine::Whole { cache, received } => self.whole(&cache, &received, chunk),
+            FromEngine::Done(done) => {
+                let coding = std::mem::take(&mut self.busy);
+                let stats = PrefillStats {
+                    queue_ms: ms(done.queued),
+                    prefill_ms: ms(done.computed),
+                    encode_ms: ms(coding.total()),
+                    overlap: 0.0,
+                };
+                self.say(Coded::Done { first_token: done.first_token, stats, coding, prompt_done: done.at })
+            }
+            FromEngine::Failed(error) => self.fail(error),
+        }
+    }
+
+    fn whole(&mut self, cache: &KvCache<bf16>, received: &[f32], chunk: usize) -> Result<(), Over> {
+        let shifts = importance::shifts(received, cache.len());
+        for tokens in pieces(cache.len(), chunk) {
+            match export(cache, tokens.clone()) {
+                Ok(block) => self.block(&block, Some(&shifts[tokens]))?,
+                Err(error) => return self.fail(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, block: &KvBlock, shifts: Option<&[i8]>) -> Result<(), Over> {
+        let started = Instant::now();
+        let chunk = self.encoder.encode_with_shifts(block, shifts);
+        self.busy.since(started);
+        match chunk {
+            Ok(chunk) => self.say(Coded::Chunk(chunk.into())),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn say(&self, coded: Coded) -> Result<(), Over> {
+        self.out.blocking_send(coded).map_err(|_unsent| Over)
+    }
+
+    fn fail(&self, error: impl std::fmt::Display) -> Result<(), Over> {
+        self.say(Coded::Failed(internal(error)))?;
+        Err(Over)
+    }
+}
+
+/// Cuts `tokens` into as few pieces as possible of up to `largest`, all of nearly the same size: a short last one would code
+/// badly.
+fn pieces(tokens: usize, largest: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = tokens.div_ceil(tokens.div_ceil(largest.max(1)).max(1)).max(1);
+    (0..tokens).step_by(size).map(move |start| start..(start + size).min(tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_everything_and_are_about_the_same() {
+        for (tokens, largest, expected) in [
+            (0, 2048, &[][..]),
+            (1, 2048, &[(0, 1)]),
+            (2048, 2048, &[(0, 2048)]),
+            (2049, 2048, &[(0, 1025), (1025, 2049)]),
+            (10, 4, &[(0, 4), (4, 8), (8, 10)]),
+            (3, 1, &[(0, 1), (1, 2), (2, 3)]),
+        ] {
+            let cut: Vec<_> = pieces(tokens, largest).map(|piece| (piece.start, piece.end)).collect();
+            assert_eq!(cut, expected, "{tokens} by {largest}");
+        }
+    }
+}
