@@ -53,7 +53,8 @@ fn windows(protocol: &Protocol) -> Vec<Vec<u32>> {
 fn raw_changes_nothing_and_quality_falls_with_bytes() {
     let protocol = Protocol { cache_tokens: 320, ahead_tokens: 48, near_tokens: 32 };
     let sets = Sets { prompts: prompts(), windows: windows(&protocol), protocol };
-    let scores = measure(&SUBJECT, &sets, &[Coding::RAW, kvtc(4), kvtc(24), kvtc(128)].map(Way::usual)).unwrap();
+    let scores =
+        measure(&SUBJECT, &sets, &[Coding::RAW, kvtc(4), kvtc(24), kvtc(128)].map(Way::usual)).unwrap();
     let [raw, fine, middle, coarse] = <[Score; 4]>::try_from(scores).unwrap();
     assert_eq!((raw.kl, raw.dnll, raw.agree), (Some(0.0), Some(0.0), Some(1.0)));
     assert_eq!((raw.kl_far, raw.rel_k, raw.rel_v), (Some(0.0), Some(0.0), Some(0.0)));

@@ -4,9 +4,12 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use codec::{CodecKind, fit::Balance};
+use codec::{CodecKind, Plan, fit::Balance};
 use common::Source;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,10 +27,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("v1.shifted", encoder.encode_with_shifts(&block, Some(&shifts))?),
     ];
     std::fs::create_dir_all(&out)?;
-    std::fs::write(out.join("v1.plan"), plan.to_bytes())?;
-    std::fs::write(out.join("v1.plan.id"), plan.id().to_string())?;
+    write(&out, &source, "v1.plan", &plan, &chunks)?;
+    let source = Source::golden_paper();
+    let (plan, block) = (source.paper_plan(), source.block(2, 40, 24));
+    let paper = |kind| source.planned_encoder(&plan, kind, 8, 160).encode(&block);
+    let chunks = [
+        ("v1.paper", paper(CodecKind::KvtcPaper)?),
+        ("v1.paper-window", paper(CodecKind::KvtcPaperCodedWindow)?),
+    ];
+    write(&out, &source, "v1.paper.plan", &plan, &chunks)
+}
+
+/// A plan and chunks with what they decode to.
+fn write(
+    out: &Path,
+    source: &Source,
+    plan_name: &str,
+    plan: &Arc<Plan>,
+    chunks: &[(&str, Vec<u8>)],
+) -> Result<(), Box<dyn std::error::Error>> {
+    std::fs::write(out.join(plan_name), plan.to_bytes())?;
+    std::fs::write(out.join(format!("{plan_name}.id")), plan.id().to_string())?;
     for (name, chunk) in chunks {
-        let block = source.decoder(&plan).decode(&chunk)?;
+        let block = source.decoder(plan).decode(chunk)?;
         let cache: Vec<u8> = block.keys.iter().chain(&block.values).flat_map(|x| x.to_le_bytes()).collect();
         std::fs::write(out.join(format!("{name}.chunk")), chunk)?;
         std::fs::write(out.join(format!("{name}.cache")), cache)?;

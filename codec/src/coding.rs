@@ -16,11 +16,16 @@ pub enum CodecKind {
     Fp8,
     /// Transform coding with a calibrated plan.
     Kvtc,
+    /// KVTC as [published](https://arxiv.org/abs/2511.01815), the last 128 tokens raw: what [`Self::Kvtc`] is compared with.
+    KvtcPaper,
+    /// The same with the last 128 tokens coded as [`Self::Kvtc`] codes them, so that only the bodies differ.
+    KvtcPaperCodedWindow,
 }
 
 impl CodecKind {
     /// Every codec of this build.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Lossless, Self::Fp8, Self::Kvtc];
+    pub const ALL: [Self; 6] =
+        [Self::Raw, Self::Lossless, Self::Fp8, Self::Kvtc, Self::KvtcPaper, Self::KvtcPaperCodedWindow];
 
     /// The name used in APIs and settings.
     pub fn name(self) -> &'static str {
@@ -29,6 +34,8 @@ impl CodecKind {
             Self::Lossless => "lossless",
             Self::Fp8 => "fp8",
             Self::Kvtc => "kvtc",
+            Self::KvtcPaper => "kvtc-paper",
+            Self::KvtcPaperCodedWindow => "kvtc-paper-coded-window",
         }
     }
 
@@ -36,8 +43,36 @@ impl CodecKind {
     pub fn needs_plan(self) -> bool {
         match self {
             Self::Raw | Self::Lossless | Self::Fp8 => false,
-            Self::Kvtc => true,
+            Self::Kvtc | Self::KvtcPaper | Self::KvtcPaperCodedWindow => true,
         }
+    }
+
+    /// Tiers that can be asked for, increasing; empty where the tier is ignored.
+    pub fn tiers(self) -> &'static [u8] {
+        match self {
+            Self::Raw | Self::Lossless | Self::Fp8 => &[],
+            Self::Kvtc => &ALL_TIERS,
+            Self::KvtcPaper | Self::KvtcPaperCodedWindow => &PAPER_TIERS,
+        }
+    }
+
+    /// Refuses a tier that this codec does not have. Codecs that ignore the tier take any.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] that says which there are.
+    pub fn check_tier(self, tier: u8) -> Result<()> {
+        let tiers = self.tiers();
+        if tiers.is_empty() || tiers.contains(&tier) {
+            return Ok(());
+        }
+        let known = match self {
+            Self::KvtcPaper | Self::KvtcPaperCodedWindow => {
+                let [head @ .., last] = PAPER_TIERS.map(|tier| tier.to_string());
+                format!("not one of {self}'s: {} and {last}", head.join(", "))
+            }
+            _ => format!("outside {} to {}", TIERS.start(), TIERS.end()),
+        };
+        Err(Error::InvalidArgument(format!("tier {tier} is {known}")))
     }
 }
 
@@ -58,15 +93,28 @@ impl FromStr for CodecKind {
     }
 }
 
-/// The body ratios that can be asked for.
+/// The body ratios that can be asked for; kvtc-paper has [`PAPER_TIERS`] only.
 pub const TIERS: std::ops::RangeInclusive<u8> = 4..=128;
+
+/// The ratios for which a plan holds a bit plan of kvtc-paper: those of the paper's tables.
+pub const PAPER_TIERS: [u8; 4] = [8, 16, 32, 64];
+
+const ALL_TIERS: [u8; 125] = {
+    let mut tiers = [0; 125];
+    let mut i = 0;
+    while i < tiers.len() {
+        tiers[i] = *TIERS.start() + i as u8;
+        i += 1;
+    }
+    tiers
+};
 
 /// How a cache is to be coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coding {
     /// With which codec.
     pub kind: CodecKind,
-    /// Body ratio aimed at, one of [`TIERS`]; codecs that need no plan ignore it.
+    /// Body ratio aimed at, one of [`CodecKind::tiers`]; codecs that need no plan ignore it.
     pub tier: u8,
 }
 
@@ -101,6 +149,19 @@ impl Default for Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiers_are_checked_against_the_codec_s_own() {
+        assert_eq!(CodecKind::Kvtc.tiers(), TIERS.collect::<Vec<_>>());
+        for kind in CodecKind::ALL {
+            assert!(kind.tiers().iter().all(|&tier| kind.check_tier(tier).is_ok()));
+            assert_eq!(kind.check_tier(3).is_ok(), !kind.needs_plan());
+        }
+        let error = CodecKind::KvtcPaper.check_tier(24).unwrap_err().to_string();
+        assert!(error.ends_with("tier 24 is not one of kvtc-paper's: 8, 16, 32 and 64"), "{error}");
+        let error = CodecKind::Kvtc.check_tier(3).unwrap_err().to_string();
+        assert!(error.ends_with("tier 3 is outside 4 to 128"), "{error}");
+    }
 
     #[test]
     fn names_parse_back_and_others_are_refused_with_the_choice() {

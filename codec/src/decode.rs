@@ -18,6 +18,7 @@ use crate::{
     },
     kvtc,
     layout::{KvBlock, KvLayout},
+    paper,
     plan::{KvtcProfile, Plan, PlanId},
     planes::{fp8, lossless},
     predict::TokenFeatures,
@@ -71,7 +72,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`Error::LimitExceeded`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`],
-    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::FeaturesMissing`], [`Error::PlanMismatch`] or
+    /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::FeaturesMissing`], [`Error::ProfileMissing`], [`Error::PlanMismatch`] or
     /// [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
         limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
@@ -85,7 +86,10 @@ impl Decoder {
             (CodecId::Lossless, _) => self.decode_lossless(&header, reader),
             (CodecId::Fp8, _) => self.decode_fp8(&header, reader),
             (CodecId::Kvtc, Some(plan)) => self.decode_kvtc(&header, plan.kvtc(), reader),
-            (CodecId::Kvtc, None) => Err(Error::PlanMissing { codec: "kvtc" }),
+            (CodecId::KvtcPaper, Some(plan)) => self.decode_paper(&header, plan, reader),
+            (CodecId::KvtcPaper | CodecId::Kvtc, None) => {
+                Err(Error::PlanMissing { codec: header.kind().name() })
+            }
         }
     }
 
@@ -97,13 +101,13 @@ impl Decoder {
         self.check_coding(header)?;
         limit("tokens of a chunk", self.limits.max_tokens, header.tokens.into())?;
         match header.codec {
-            CodecId::Kvtc => self.check_kvtc(header),
+            CodecId::Kvtc | CodecId::KvtcPaper => self.check_planned(header),
             CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => check_without_plan(header),
         }
     }
 
     fn check_coding(&self, header: &ChunkHeader) -> Result<()> {
-        let got = Coding { kind: header.codec.kind(), tier: header.tier };
+        let got = Coding { kind: header.kind(), tier: header.tier };
         let Some(expected) = self.announced else { return Ok(()) };
         if expected.kind == got.kind && (expected.tier == got.tier || !got.kind.needs_plan()) {
             Ok(())
@@ -112,10 +116,18 @@ impl Decoder {
         }
     }
 
-    fn check_kvtc(&self, header: &ChunkHeader) -> Result<()> {
-        let plan = self.plan.as_ref().ok_or(Error::PlanMissing { codec: "kvtc" })?;
+    fn check_planned(&self, header: &ChunkHeader) -> Result<()> {
+        let codec = header.kind().name();
+        let plan = self.plan.as_ref().ok_or(Error::PlanMissing { codec })?;
         if header.plan != plan.id() {
             return Err(Error::PlanMismatch { expected: plan.id(), got: header.plan });
+        }
+        if !plan.supports(header.kind()) {
+            return Err(Error::ProfileMissing { codec });
+        }
+        if header.codec == CodecId::KvtcPaper {
+            check_paper(header)?;
+            return check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE);
         }
         check_roles(header, plan.kvtc().sinks, WINDOW, SEGMENT_BYTES_RANGE)
     }
@@ -147,6 +159,12 @@ impl Decoder {
         fp8::decode(&self.layout, tokens, exact, coded, &mut sides)?;
         let [keys, values] = sides;
         Ok(KvBlock { first_token, tokens, keys, values })
+    }
+
+    fn decode_paper(&self, header: &ChunkHeader, plan: &Plan, reader: Reader<'_>) -> Result<KvBlock> {
+        let chunk = paper::chunk::Parts::of(header, plan, &self.layout)?;
+        let payload = read_payload(header, chunk.payload_len()?, reader)?;
+        chunk.decode(self.features.as_deref(), &payload)
     }
 
     fn decode_raw(&self, header: &ChunkHeader, mut reader: Reader<'_>) -> Result<KvBlock> {
@@ -188,14 +206,32 @@ fn check_without_plan(header: &ChunkHeader) -> Result<()> {
         && header.plan == PlanId::NONE
         && (header.codec == CodecId::Lossless || escapes == [0; 2]);
     if !is_clean {
-        let detail = format!("a {} chunk with fields of a kvtc chunk", header.codec.kind());
+        let detail = format!("a {} chunk with fields of a kvtc chunk", header.kind());
         return Err(Error::corrupt("chunk header", detail));
     }
     match header.codec {
         CodecId::Raw => check_roles(header, 0, 0, 0..=0),
         CodecId::Lossless => check_roles(header, 0, 0, SEGMENT_BYTES_RANGE),
-        CodecId::Fp8 | CodecId::Kvtc => check_roles(header, SINKS, 0, SEGMENT_BYTES_RANGE),
+        CodecId::Fp8 | CodecId::KvtcPaper | CodecId::Kvtc => {
+            check_roles(header, SINKS, 0, SEGMENT_BYTES_RANGE)
+        }
     }
+}
+
+/// The body has no steps and the tier names a bit plan; a raw window has no steps and escapes either.
+fn check_paper(header: &ChunkHeader) -> Result<()> {
+    let Steps { keys, values, .. } = header.steps;
+    let window_fields = (header.window_tier, header.steps, header.key_escapes, header.value_escapes);
+    let is_clean =
+        (keys, values) == (0, 0) && (header.is_window_coded || window_fields == (0, Steps::default(), 0, 0));
+    if !is_clean {
+        return Err(Error::corrupt(
+            "chunk header",
+            format!("a {} chunk with steps or escapes", header.kind()),
+        ));
+    }
+    let known = header.kind().check_tier(header.tier);
+    known.map_err(|error| Error::corrupt("chunk header", error.to_string()))
 }
 
 fn check_roles(

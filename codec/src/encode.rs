@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use crate::{
-    coding::{CodecKind, Coding, TIERS},
+    coding::{CodecKind, Coding},
     error::{Error, Result},
     exact,
     format::{
@@ -16,6 +16,7 @@ use crate::{
     },
     kvtc,
     layout::{KvBlock, KvLayout},
+    paper,
     plan::{Plan, PlanId},
     planes::{fp8, lossless},
     predict::TokenFeatures,
@@ -46,7 +47,8 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::PlanMissing`] when the codec needs a plan, [`Error::ModelMismatch`] or [`Error::LayoutMismatch`] when it is
-    /// for another model, [`Error::InvalidArgument`] for a bad layout or a tier outside [`TIERS`].
+    /// for another model, [`Error::ProfileMissing`] when it lacks the codec's tables, [`Error::InvalidArgument`] for a bad layout or a
+    /// tier that the codec does not have ([`CodecKind::tiers`]).
     pub fn new(
         layout: KvLayout,
         model_fingerprint: [u8; 16],
@@ -58,14 +60,10 @@ impl Encoder {
         if coding.kind.needs_plan() {
             let plan = plan.as_ref().ok_or_else(|| Error::PlanMissing { codec: coding.kind.name() })?;
             plan.check(&layout, model_fingerprint)?;
-            if !TIERS.contains(&coding.tier) {
-                return Err(Error::InvalidArgument(format!(
-                    "tier {} is outside {} to {}",
-                    coding.tier,
-                    TIERS.start(),
-                    TIERS.end()
-                )));
+            if !plan.supports(coding.kind) {
+                return Err(Error::ProfileMissing { codec: coding.kind.name() });
             }
+            coding.kind.check_tier(coding.tier)?;
         }
         if u32::try_from(prompt_tokens).is_err() {
             return Err(Error::InvalidArgument(format!("a prompt of {prompt_tokens} tokens")));
@@ -106,7 +104,10 @@ impl Encoder {
             (CodecKind::Lossless, _) => self.encode_lossless(block),
             (CodecKind::Fp8, _) => self.encode_fp8(block),
             (CodecKind::Kvtc, Some(plan)) => self.encode_kvtc(plan, block, shifts),
-            (CodecKind::Kvtc, None) => Err(Error::PlanMissing { codec: CodecKind::Kvtc.name() }),
+            (CodecKind::KvtcPaper | CodecKind::KvtcPaperCodedWindow, Some(plan)) => {
+                self.encode_paper(plan, block)
+            }
+            (kind, None) => Err(Error::PlanMissing { codec: kind.name() }),
         }
     }
 
@@ -177,11 +178,21 @@ impl Encoder {
     }
 
     fn encode_kvtc(&self, plan: &Plan, block: &KvBlock, shifts: Option<&[i8]>) -> Result<Vec<u8>> {
+        let (header, payload) = kvtc::encode(&self.job(plan, block, shifts), self.header(block))?;
+        write_chunk(header, &payload.bytes, &payload.breaks)
+    }
+
+    fn encode_paper(&self, plan: &Plan, block: &KvBlock) -> Result<Vec<u8>> {
+        let is_window_coded = self.coding.kind == CodecKind::KvtcPaperCodedWindow;
+        let job = self.job(plan, block, None);
+        let (header, payload) = paper::chunk::encode(&job, is_window_coded, self.header(block))?;
+        write_chunk(header, &payload.bytes, &payload.breaks)
+    }
+
+    fn job<'a>(&'a self, plan: &'a Plan, block: &'a KvBlock, shifts: Option<&'a [i8]>) -> kvtc::Job<'a> {
         let known = self.known.as_ref().map(|known| (known.features.as_ref(), known.ids.as_ref()));
         let (layout, tier, place) = (&self.layout, self.coding.tier, self.place(block));
-        let job = kvtc::Job { layout, plan, tier, place, block, shifts, known };
-        let (header, payload) = kvtc::encode(&job, self.header(block))?;
-        write_chunk(header, &payload.bytes, &payload.breaks)
+        kvtc::Job { layout, plan, tier, place, block, shifts, known }
     }
 
     /// The fields that every codec fills; the others as raw has them.
@@ -189,6 +200,7 @@ impl Encoder {
         ChunkHeader {
             codec: CodecId::Raw,
             has_shifts: false,
+            is_window_coded: false,
             has_token_shifts: false,
             starts_with_first: false,
             model: self.model,

@@ -56,6 +56,14 @@ pub enum Error {
         /// The codec.
         codec: &'static str,
     },
+    /// The plan was calibrated without the tables of this codec; calibrate again, and load the new plan on both ends.
+    #[error(
+        "the loaded plan has no tables for codec {codec}; recalibrate the model to get a plan that has them"
+    )]
+    ProfileMissing {
+        /// The codec.
+        codec: &'static str,
+    },
     /// The plan predicts a cache from the prompt's tokens, and encoder or decoder was not told what is known of them.
     #[error(
         "the plan predicts caches from token ids; give the codec the model's token features (and the encoder the prompt's ids)"
@@ -113,6 +121,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// A number that a lossy codec cannot code, in the block's token `token`.
+    pub(crate) fn not_finite(token: usize) -> Self {
+        Self::InvalidArgument(format!("token {token} of the block has a cache entry that is not finite"))
+    }
+
     pub(crate) fn corrupt(what: &'static str, detail: impl Into<String>) -> Self {
         Self::Corrupt { what, detail: detail.into() }
     }

@@ -19,11 +19,14 @@ struct Fixture {
     lossless: Vec<u8>,
     fp8: Vec<u8>,
     kvtc: Vec<u8>,
+    paper: Vec<u8>,
+    /// The same with a coded window.
+    coded_window: Vec<u8>,
 }
 
 impl Fixture {
-    fn chunks(&self) -> [&[u8]; 4] {
-        [&self.raw, &self.lossless, &self.fp8, &self.kvtc]
+    fn chunks(&self) -> [&[u8]; 6] {
+        [&self.raw, &self.lossless, &self.fp8, &self.kvtc, &self.paper, &self.coded_window]
     }
 }
 
@@ -31,7 +34,7 @@ fn fixture() -> &'static Fixture {
     static FIXTURE: OnceLock<Fixture> = OnceLock::new();
     FIXTURE.get_or_init(|| {
         let source = Source::new(small_layout(), 16, 11);
-        let plan = source.plan(None, Balance::EqualBytes);
+        let plan = source.paper_plan();
         let raw = source.raw_encoder(3).encode(&source.block(0, 3, 1)).unwrap();
         let shifts: Vec<i8> = (0..60).map(|i| i % 7 - 3).collect();
         let encoder = source.encoder(&plan, 16, 170);
@@ -39,7 +42,11 @@ fn fixture() -> &'static Fixture {
         let plain =
             |kind, tokens| source.plain_encoder(kind, 170).encode(&source.block(0, tokens, 3)).unwrap();
         let (lossless, fp8) = (plain(CodecKind::Lossless, 12), plain(CodecKind::Fp8, 12));
-        Fixture { source, plan, raw, lossless, fp8, kvtc }
+        // Two sinks, body and window.
+        let whole =
+            |kind| source.planned_encoder(&plan, kind, 8, 160).encode(&source.block(2, 40, 4)).unwrap();
+        let (paper, coded_window) = (whole(CodecKind::KvtcPaper), whole(CodecKind::KvtcPaperCodedWindow));
+        Fixture { source, plan, raw, lossless, fp8, kvtc, paper, coded_window }
     })
 }
 
@@ -165,13 +172,49 @@ fn fields_that_a_codec_does_not_have_must_be_zero() {
 }
 
 #[test]
+fn fields_that_kvtc_paper_does_not_use_must_be_zero() {
+    let Fixture { paper, coded_window, .. } = fixture();
+    assert!(decode(&patched(coded_window, 63, &[7])).is_ok());
+    let both = [
+        (7, "flags", 1),
+        (7, "flags", 4),
+        (58, "sinks", 0),
+        (60, "window", 0),
+        (TIER_AT, "tier", 24),
+        (TIER_AT, "tier", 0),
+        (64, "key step", 1),
+        (66, "value step", 1),
+    ];
+    let raw_window = [
+        (63, "window tier", 6),
+        (68, "window key step", 1),
+        (70, "window value step", 1),
+        (72, "key escapes", 1),
+        (76, "value escapes", 1),
+    ];
+    for (at, what, byte) in both {
+        for chunk in [paper, coded_window] {
+            let error = decode(&patched(chunk, at, &[byte])).unwrap_err();
+            assert!(matches!(error, Error::Corrupt { what: "chunk header", .. }), "{what}: {error}");
+        }
+    }
+    for (at, what, byte) in raw_window {
+        let error = decode(&patched(paper, at, &[byte])).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { what: "chunk header", .. }), "{what}: {error}");
+    }
+    // The payload's length follows from the tier: a claim of another one does not fit.
+    let error = decode(&patched(paper, TIER_AT, &[64])).unwrap_err();
+    assert!(error.to_string().contains("its counts give"), "{error}");
+}
+
+#[test]
 fn another_version_or_codec_is_named() {
     let kvtc = &fixture().kvtc;
     assert!(matches!(
         decode(&patched(kvtc, 4, &[2, 0])),
         Err(Error::UnsupportedVersion { got: 2, supported: 1, what: "chunk" })
     ));
-    assert!(matches!(decode(&patched(kvtc, 6, &[3])), Err(Error::UnsupportedCodec { id: 3 })));
+    assert!(matches!(decode(&patched(kvtc, 6, &[5])), Err(Error::UnsupportedCodec { id: 5 })));
     let plan = fixture().plan.to_bytes();
     let error = Plan::from_bytes(&patched(&plan, 4, &[9, 0])).unwrap_err();
     assert!(matches!(error, Error::UnsupportedVersion { got: 9, supported: 1, what: "plan" }));
@@ -204,7 +247,7 @@ fn another_model_layout_or_plan_is_named() {
 
 #[test]
 fn a_chunk_coded_otherwise_than_announced_is_refused() {
-    let Fixture { source, plan, raw, lossless, fp8, kvtc } = fixture();
+    let Fixture { source, plan, raw, lossless, fp8, kvtc, paper, coded_window } = fixture();
     let decoder = |coding| {
         let limits = Limits::default();
         Decoder::new(source.layout.clone(), MODEL, Some(plan.clone()), limits).unwrap().announced(coding)
@@ -223,6 +266,10 @@ fn a_chunk_coded_otherwise_than_announced_is_refused() {
         (plain(CodecKind::Lossless), fp8),
         (plain(CodecKind::Fp8), raw),
         (Coding::RAW, lossless),
+        (Coding { kind: CodecKind::KvtcPaper, tier: 8 }, coded_window),
+        (Coding { kind: CodecKind::KvtcPaperCodedWindow, tier: 8 }, paper),
+        (Coding { kind: CodecKind::KvtcPaper, tier: 16 }, paper),
+        (tier(8), paper),
     ] {
         let error = decoder(coding).decode(chunk).unwrap_err();
         assert!(matches!(error, Error::CodingMismatch { expected, .. } if expected == coding), "{error}");

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 struct Files {
     plan: std::sync::Arc<codec::Plan>,
-    /// One of each codec, kvtc without and with shifts.
+    /// One of each codec, kvtc without and with shifts, then kvtc-paper with both kinds of window.
     chunks: Vec<Vec<u8>>,
 }
 
@@ -21,7 +21,7 @@ fn files() -> &'static Files {
     static FILES: std::sync::OnceLock<Files> = std::sync::OnceLock::new();
     FILES.get_or_init(|| {
         let source = Source::new(small_layout(), 24, 1);
-        let plan = source.plan(Some((1..=32).map(|i| i as f32).collect()), Balance::OneStep);
+        let plan = source.paper_plan();
         let block = source.block(0, 600, 1);
         let plain = |kind| source.plain_encoder(kind, 600).encode(&block).unwrap();
         let kvtc = source.encoder(&plan, 8, 600);
@@ -32,6 +32,8 @@ fn files() -> &'static Files {
             plain(CodecKind::Fp8),
             kvtc.encode(&block).unwrap(),
             kvtc.encode_with_shifts(&block, Some(&shifts)).unwrap(),
+            source.planned_encoder(&plan, CodecKind::KvtcPaper, 8, 600).encode(&block).unwrap(),
+            source.planned_encoder(&plan, CodecKind::KvtcPaperCodedWindow, 8, 600).encode(&block).unwrap(),
         ];
         Files { plan, chunks }
     })
@@ -70,10 +72,34 @@ fn classes_are_listed_with_the_right_plan_only() {
 }
 
 #[test]
+fn the_paper_s_chunks_are_listed_by_type_with_the_right_plan_only() {
+    let Files { plan, chunks } = files();
+    let names = |chunk: &[u8], plan| -> Vec<String> {
+        let item = inspect(chunk, plan).unwrap().remove(0);
+        item.parts.into_iter().map(|part| part.name).collect()
+    };
+    let [.., raw_window, coded_window] = chunks.as_slice() else { panic!("no chunks") };
+    for name in ["sink key codes", "window keys", "key int2 codes", "key shifts", "value scales"] {
+        assert!(names(raw_window, Some(plan)).contains(&name.to_owned()), "{name}");
+    }
+    assert!(
+        names(coded_window, Some(plan)).iter().any(|name| name.starts_with("window key symbols of class"))
+    );
+    for (chunk, window) in [(raw_window, true), (coded_window, false)] {
+        let names = names(chunk, None);
+        assert!(!names.iter().any(|name| name.contains("int2")), "{names:?}");
+        assert_eq!(names.iter().any(|name| name == "window keys"), window);
+    }
+    let item = inspect(coded_window, None).unwrap().remove(0);
+    assert_eq!(item.field("codec"), Some(&Value::Text("kvtc-paper-coded-window".into())));
+    assert_eq!(item.field("window_tier"), Some(&Value::Number(6)));
+}
+
+#[test]
 fn the_parts_of_a_plan_add_up_to_it() {
     let source = Source::new(small_layout(), 16, 3);
-    for weights in [None, Some((1..=32).map(|i| i as f32).collect())] {
-        let plan = source.plan(weights, Balance::EqualBytes);
+    let weighted = source.plan(Some((1..=32).map(|i| i as f32).collect()), Balance::EqualBytes);
+    for plan in [source.plan(None, Balance::EqualBytes), weighted, source.paper_plan()] {
         let bytes = plan.to_bytes();
         let items = inspect(&bytes, None).unwrap();
         assert_eq!((items.len(), items[0].bytes()), (1, bytes.len() as u64));
@@ -105,7 +131,7 @@ proptest! {
 
     #[test]
     fn resealed_nonsense_never_panics(
-        which in 0usize..5, at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)
+        which in 0usize..7, at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)
     ) {
         let Files { plan, chunks } = files();
         let mut bytes = chunks[which].clone();

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use codec::fit::Balance;
+use codec::CodecKind;
 use common::{Source, small_layout};
 
 /// The system's allocator, with a note of the most bytes held at once.
@@ -47,23 +47,26 @@ fn peak(work: impl FnOnce()) -> usize {
 #[test]
 fn memory_follows_what_a_chunk_holds_and_not_what_it_claims() {
     let source = Source::new(small_layout(), 24, 31);
-    let plan = source.plan(None, Balance::EqualBytes);
+    let plan = source.paper_plan();
     let decoder = source.decoder(&plan);
     let tokens = 4_096;
-    let chunk = source.encoder(&plan, 8, tokens).encode(&source.block(0, tokens, 1)).unwrap();
-    decoder.decode(&chunk).unwrap();
-    let honest = peak(|| drop(decoder.decode(&chunk).unwrap()));
-    let raw = tokens * source.layout.bytes_per_token();
-    assert!(honest < 10 * raw, "{honest} bytes held to decode {raw}");
+    for kind in [CodecKind::Kvtc, CodecKind::KvtcPaper, CodecKind::KvtcPaperCodedWindow] {
+        let encoder = source.planned_encoder(&plan, kind, 8, tokens);
+        let chunk = encoder.encode(&source.block(0, tokens, 1)).unwrap();
+        decoder.decode(&chunk).unwrap();
+        let honest = peak(|| drop(decoder.decode(&chunk).unwrap()));
+        let raw = tokens * source.layout.bytes_per_token();
+        assert!(honest < 10 * raw, "{honest} bytes held to decode {raw} of {kind}");
 
-    let mut lying = chunk[..200].to_vec();
-    lying[84..92].copy_from_slice(&(1u64 << 60).to_le_bytes());
-    for claim in [8_000u32, u32::MAX] {
-        lying[44..48].copy_from_slice(&claim.to_le_bytes());
-        lying[48..52].copy_from_slice(&claim.to_le_bytes());
-        let digest = blake3::hash(&lying[..184]);
-        lying[184..].copy_from_slice(&digest.as_bytes()[..16]);
-        let refused = peak(|| drop(decoder.decode(&lying).unwrap_err()));
-        assert!(refused < 1 << 20, "{refused} bytes held for a claim of {claim} tokens");
+        let mut lying = chunk[..200].to_vec();
+        lying[84..92].copy_from_slice(&(1u64 << 60).to_le_bytes());
+        for claim in [8_000u32, u32::MAX] {
+            lying[44..48].copy_from_slice(&claim.to_le_bytes());
+            lying[48..52].copy_from_slice(&claim.to_le_bytes());
+            let digest = blake3::hash(&lying[..184]);
+            lying[184..].copy_from_slice(&digest.as_bytes()[..16]);
+            let refused = peak(|| drop(decoder.decode(&lying).unwrap_err()));
+            assert!(refused < 1 << 20, "{refused} bytes held for a claim of {claim} tokens in {kind}");
+        }
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use std::sync::OnceLock;
 
 use codec::{CodecKind, Coding, Error, KvBlock, fit::Balance};
-use common::{Source, relative_error, small_layout};
+use common::{Source, cut, relative_error, same_bits, small_layout};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -17,26 +17,6 @@ fn source() -> &'static (Source, std::sync::Arc<codec::Plan>) {
         let plan = source.plan(None, Balance::EqualBytes);
         (source, plan)
     })
-}
-
-fn same_bits(a: &KvBlock, b: &KvBlock) -> bool {
-    let bits =
-        |block: &KvBlock| block.keys.iter().chain(&block.values).map(|x| x.to_bits()).collect::<Vec<_>>();
-    (a.first_token, a.tokens, bits(a)) == (b.first_token, b.tokens, bits(b))
-}
-
-/// The tokens `range` of a block.
-fn cut(block: &KvBlock, range: std::ops::Range<usize>, head_dim: usize) -> KvBlock {
-    let cut = |cache: &[bf16]| {
-        let planes = cache.chunks_exact(block.tokens * head_dim);
-        planes.flat_map(|plane| &plane[range.start * head_dim..range.end * head_dim]).copied().collect()
-    };
-    KvBlock {
-        first_token: block.first_token + range.start,
-        tokens: range.len(),
-        keys: cut(&block.keys),
-        values: cut(&block.values),
-    }
 }
 
 proptest! {

@@ -260,7 +260,7 @@ fn measure((basis, rows): (Basis, Vec<f32>), features: usize) -> Result<Measured
     Ok(side)
 }
 
-fn check(basis: &Basis, rows: &[f32], features: usize) -> Result<()> {
+pub(super) fn check(basis: &Basis, rows: &[f32], features: usize) -> Result<()> {
     let refuse = |what: String| Err(Error::InvalidArgument(what));
     let weights = basis.weights.as_deref().unwrap_or_default();
     if basis.mean.len() != features || (basis.weights.is_some() && weights.len() != features) {

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::{
     format::segments::{SEGMENT_BYTES, table_len},
     plan::{elements::Rows, space::Space},
+    planes::transposed,
     side::write_symbols,
     stages::{
         deflate::deflate,
@@ -69,6 +70,11 @@ impl Coefficients {
     /// The coefficients of component `j`.
     pub(crate) fn component(&self, j: usize) -> &[f32] {
         &self.data[j * self.rows..(j + 1) * self.rows]
+    }
+
+    /// The same numbers as `[rows, components]`.
+    pub(crate) fn by_row(&self) -> Vec<f32> {
+        if self.rows == 0 { Vec::new() } else { transposed(&self.data, self.rows) }
     }
 
     /// Bytes of all rows at a step, with a shift per row if there are any, as chunks of usual length; segment tables and half a header

@@ -9,12 +9,14 @@ mod builder;
 mod classes;
 mod coefficients;
 mod covariance;
+mod paper;
 mod predictor;
 mod steps;
 mod threshold;
 
 pub use builder::{Balance, Basis, PlanBuilder, Progress};
 pub use covariance::Covariance;
+pub use paper::add_paper;
 pub use predictor::{Predictor, inputs};
 
 use crate::{

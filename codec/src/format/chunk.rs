@@ -19,19 +19,8 @@ pub(crate) enum CodecId {
     Raw = 0,
     Lossless = 1,
     Fp8 = 2,
+    KvtcPaper = 3,
     Kvtc = 4,
-}
-
-impl CodecId {
-    /// The codec's public name.
-    pub(crate) fn kind(self) -> CodecKind {
-        match self {
-            Self::Raw => CodecKind::Raw,
-            Self::Lossless => CodecKind::Lossless,
-            Self::Fp8 => CodecKind::Fp8,
-            Self::Kvtc => CodecKind::Kvtc,
-        }
-    }
 }
 
 /// Everything before the shift table. Field meanings stand in `docs/kv-format.md`, section 2.
@@ -40,6 +29,7 @@ pub(crate) struct ChunkHeader {
     pub(crate) codec: CodecId,
     /// Shifts of body tokens follow as nibbles.
     pub(crate) has_shifts: bool,
+    pub(crate) is_window_coded: bool,
     /// The payload holds a shift for every token that is not exact.
     pub(crate) has_token_shifts: bool,
     /// The prompt's first token has the row that the plan holds, so that the payload need not.
@@ -65,6 +55,7 @@ pub(crate) struct ChunkHeader {
 
 const WHAT: &str = "chunk header";
 const FLAG_SHIFTS: u8 = 1;
+const FLAG_CODED_WINDOW: u8 = 2;
 const FLAG_TOKEN_SHIFTS: u8 = 4;
 const FLAG_FIRST_ROW: u8 = 8;
 
@@ -88,6 +79,7 @@ impl ChunkHeader {
             0 => CodecId::Raw,
             1 => CodecId::Lossless,
             2 => CodecId::Fp8,
+            3 => CodecId::KvtcPaper,
             4 => CodecId::Kvtc,
             id => return Err(Error::UnsupportedCodec { id }),
         };
@@ -95,6 +87,7 @@ impl ChunkHeader {
         let header = Self {
             codec,
             has_shifts: flags & FLAG_SHIFTS != 0,
+            is_window_coded: flags & FLAG_CODED_WINDOW != 0,
             has_token_shifts: flags & FLAG_TOKEN_SHIFTS != 0,
             starts_with_first: flags & FLAG_FIRST_ROW != 0,
             model: reader.array()?,
@@ -122,7 +115,11 @@ impl ChunkHeader {
 
     fn validate(&self, flags: u8) -> Result<()> {
         let kvtc_flags = FLAG_SHIFTS | FLAG_TOKEN_SHIFTS | FLAG_FIRST_ROW;
-        let allowed_flags = if self.codec == CodecId::Kvtc { kvtc_flags } else { 0 };
+        let allowed_flags = match self.codec {
+            CodecId::Raw | CodecId::Lossless | CodecId::Fp8 => 0,
+            CodecId::KvtcPaper => FLAG_CODED_WINDOW,
+            CodecId::Kvtc => kvtc_flags,
+        };
         if flags & !allowed_flags != 0 || (self.has_shifts && self.has_token_shifts) {
             return Err(Error::corrupt(WHAT, format!("flags are {flags:#04x}")));
         }
@@ -138,6 +135,18 @@ impl ChunkHeader {
             return Err(Error::corrupt(WHAT, format!("step exponent {step} is outside +-{MAX_GRID}")));
         }
         Ok(())
+    }
+
+    /// How the chunk is coded, as a caller asks for it.
+    pub(crate) fn kind(&self) -> CodecKind {
+        match self.codec {
+            CodecId::Raw => CodecKind::Raw,
+            CodecId::Lossless => CodecKind::Lossless,
+            CodecId::Fp8 => CodecKind::Fp8,
+            CodecId::KvtcPaper if self.is_window_coded => CodecKind::KvtcPaperCodedWindow,
+            CodecId::KvtcPaper => CodecKind::KvtcPaper,
+            CodecId::Kvtc => CodecKind::Kvtc,
+        }
     }
 
     /// Where the chunk lies in its prompt.
@@ -161,6 +170,7 @@ impl ChunkHeader {
         out.put(FORMAT_VERSION.to_le_bytes());
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let flags = flag(self.has_shifts, FLAG_SHIFTS)
+            | flag(self.is_window_coded, FLAG_CODED_WINDOW)
             | flag(self.has_token_shifts, FLAG_TOKEN_SHIFTS)
             | flag(self.starts_with_first, FLAG_FIRST_ROW);
         out.put([self.codec as u8, flags]);
@@ -184,6 +194,7 @@ mod tests {
         ChunkHeader {
             codec: CodecId::Kvtc,
             has_shifts: false,
+            is_window_coded: false,
             has_token_shifts: true,
             starts_with_first: true,
             model: [1; 16],
@@ -224,6 +235,8 @@ mod tests {
             ChunkHeader { tokens: u32::MAX, first_token: u32::MAX, ..header() },
             ChunkHeader { steps: Steps { keys: MAX_GRID + 1, ..Steps::default() }, ..header() },
             ChunkHeader { codec: CodecId::Raw, ..header() },
+            ChunkHeader { codec: CodecId::KvtcPaper, ..header() },
+            ChunkHeader { is_window_coded: true, ..header() },
             ChunkHeader { has_shifts: true, ..header() },
         ];
         for header in broken {

@@ -9,7 +9,7 @@ use crate::{
         digest::{DIGEST_BYTES, unseal},
         segments::{self, SEGMENT_BYTES_RANGE, Segment},
     },
-    inspect::{Item, Part, Value},
+    inspect::{Item, Part, Value, paper},
     kvtc,
     layout::MAX_FEATURES,
     plan::Plan,
@@ -21,19 +21,23 @@ use crate::{
 const WHAT: &str = "chunk";
 
 /// A header whose counts are known to be sane, and what follows from it.
-struct Head {
-    header: ChunkHeader,
-    roles: Roles,
+pub(super) struct Head {
+    pub(super) header: ChunkHeader,
+    pub(super) roles: Roles,
 }
 
 impl Head {
+    pub(super) fn of(header: ChunkHeader) -> Self {
+        Self { roles: Roles::of(header.place(), header.sinks, header.window), header }
+    }
+
     fn read(reader: &mut Reader<'_>) -> Result<Self> {
         let header = ChunkHeader::read_from(reader)?;
         let limit = Limits::default().max_tokens as u64;
         if u64::from(header.tokens) > limit {
             return Err(Error::LimitExceeded { what: "tokens of a chunk", limit, got: header.tokens.into() });
         }
-        let head = Self { roles: Roles::of(header.place(), header.sinks, header.window), header };
+        let head = Self::of(header);
         if head.features() == 0 || head.features() > MAX_FEATURES as u64 || head.header.head_dim % 2 == 1 {
             let ChunkHeader { layers, kv_heads, head_dim, .. } = head.header;
             let detail = format!("{layers} layers x {kv_heads} kv heads x {head_dim} dimensions");
@@ -46,16 +50,26 @@ impl Head {
         Ok(head)
     }
 
-    fn planes(&self) -> u64 {
+    pub(super) fn planes(&self) -> u64 {
         u64::from(self.header.layers) * u64::from(self.header.kv_heads)
     }
 
-    fn features(&self) -> u64 {
+    pub(super) fn features(&self) -> u64 {
         self.planes() * u64::from(self.header.head_dim)
     }
 
     fn is_deflated(&self) -> bool {
         self.header.codec != CodecId::Raw
+    }
+
+    /// The plan, if it is the one that the chunk was coded with.
+    pub(super) fn own_plan<'a>(&self, plan: Option<&'a Plan>) -> Option<&'a Plan> {
+        let layout_fits = |plan: &&Plan| {
+            let layout = plan.layout();
+            [layout.layers, layout.kv_heads, layout.head_dim]
+                == [self.header.layers, self.header.kv_heads, self.header.head_dim].map(usize::from)
+        };
+        plan.filter(|plan| plan.id() == self.header.plan).filter(layout_fits)
     }
 
     fn shifts_len(&self) -> usize {
@@ -119,7 +133,7 @@ pub(super) fn item(bytes: &[u8], plan: Option<&Plan>) -> Result<Item> {
 fn fields(head: &Head) -> Vec<(&'static str, Value)> {
     let ChunkHeader { codec, model, plan, tier, window_tier, steps, .. } = &head.header;
     let mut fields: Vec<(&'static str, Value)> = vec![
-        ("codec", Value::Text(codec.kind().name().into())),
+        ("codec", Value::Text(head.header.kind().name().into())),
         ("model", Value::Text(hex(model))),
         ("first_token", head.header.first_token.into()),
         ("tokens", head.header.tokens.into()),
@@ -142,6 +156,9 @@ fn fields(head: &Head) -> Vec<(&'static str, Value)> {
             ("window_value_step", window_values.into()),
         ]);
     }
+    if *codec == CodecId::KvtcPaper {
+        fields.extend(paper::fields(&head.header));
+    }
     if head.is_deflated() {
         fields.push(("segment_bytes", head.header.segment_bytes.into()));
     }
@@ -154,6 +171,7 @@ fn payload_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>, rest: &Reader<
         CodecId::Raw => Ok(raw_parts(head)),
         CodecId::Lossless => lossless_parts(head),
         CodecId::Fp8 => Ok(fp8_parts(head)),
+        CodecId::KvtcPaper => paper::parts(head, plan, rest),
         CodecId::Kvtc => kvtc_parts(head, shifts, plan, rest),
     }
 }
@@ -214,13 +232,14 @@ fn payload_start(head: &Head, mut rest: Reader<'_>, len: usize) -> Result<Vec<u8
     Ok(payload)
 }
 
-fn kvtc_parts(head: &Head, shifts: &[u8], plan: Option<&Plan>, rest: &Reader<'_>) -> Result<Vec<Part>> {
-    let layout_fits = |plan: &&Plan| {
-        let layout = plan.layout();
-        [layout.layers, layout.kv_heads, layout.head_dim]
-            == [head.header.layers, head.header.kv_heads, head.header.head_dim].map(usize::from)
-    };
-    let Some(plan) = plan.filter(|plan| plan.id() == head.header.plan).filter(layout_fits) else {
+/// The parts of a kvtc payload; `rest` holds the segments.
+pub(super) fn kvtc_parts(
+    head: &Head,
+    shifts: &[u8],
+    plan: Option<&Plan>,
+    rest: &Reader<'_>,
+) -> Result<Vec<Part>> {
+    let Some(plan) = head.own_plan(plan) else {
         let name = "token ids, shifts, exact tokens and symbols (name the plan to see them apart)";
         return Ok(vec![Part::plain(name, head.header.payload_bytes)]);
     };

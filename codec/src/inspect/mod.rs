@@ -2,6 +2,7 @@
 //! no cache comes out: that is [`crate::Decoder`].
 
 mod chunk;
+mod paper;
 mod plan;
 
 use std::fmt;
@@ -83,8 +84,8 @@ impl Part {
     }
 }
 
-/// Looks into a file that holds a plan, or one or more chunks end to end. A kvtc chunk's symbols are listed by class when `plan` is
-/// the one it was coded with, and as a whole otherwise.
+/// Looks into a file that holds a plan, or one or more chunks end to end. A kvtc chunk's symbols are listed by class, a kvtc-paper
+/// chunk's codes by type, when `plan` is the one it was coded with, and as a whole otherwise.
 ///
 /// # Errors
 /// [`Error::Corrupt`], [`Error::Truncated`], [`Error::UnsupportedVersion`], [`Error::UnsupportedCodec`] or

@@ -3,7 +3,7 @@
 use crate::{
     error::{Result, hex},
     format::{bytes::Reader, chunk::CodecId, digest::DIGEST_BYTES},
-    inspect::{Item, Part, Value},
+    inspect::{Item, Part, Value, paper},
     plan::{Plan, space::Space},
 };
 
@@ -35,8 +35,11 @@ pub(super) fn item(bytes: &[u8]) -> Result<Item> {
         let len = reader.u32()?;
         reader.take(len as usize)?;
         parts.push(Part::plain("profile header", PROFILE_HEADER_BYTES));
+        let paper = plan.paper().filter(|_| codec == CodecId::KvtcPaper as u8);
         if codec == CodecId::Kvtc as u8 {
             parts.extend(kvtc_parts(&plan));
+        } else if let Some(paper) = paper {
+            parts.extend(paper::profile_parts(paper));
         } else {
             parts.push(Part::plain(format!("profile of codec {codec}"), len.into()));
         }
@@ -61,6 +64,7 @@ fn fields(plan: &Plan) -> Vec<(&'static str, Value)> {
         ("window_tier", kvtc.window_tier.into()),
         ("first_tier", tier(first)),
         ("last_tier", tier(last)),
+        ("has_kvtc_paper", i64::from(plan.paper().is_some()).into()),
         ("is_weighted", i64::from(kvtc.keys.weights.is_some()).into()),
     ]
 }
@@ -71,8 +75,8 @@ fn kvtc_parts(plan: &Plan) -> Vec<Part> {
         Part::plain("kvtc header", KVTC_HEADER_BYTES),
         Part::plain("kvtc tier table", TIER_BYTES * tiers).counted(tiers),
     ];
-    parts.extend(space_parts("key", &kvtc.keys));
-    parts.extend(space_parts("value", &kvtc.values));
+    parts.extend(space_parts("kvtc", "key", &kvtc.keys));
+    parts.extend(space_parts("kvtc", "value", &kvtc.values));
     let features = plan.layout().features();
     if let Some(table) = &kvtc.shifted_tiers {
         let entries = table.0.len() as u64;
@@ -91,18 +95,19 @@ fn kvtc_parts(plan: &Plan) -> Vec<Part> {
     parts
 }
 
-fn space_parts(side: &str, space: &Space) -> Vec<Part> {
+pub(super) fn space_parts(codec: &str, side: &str, space: &Space) -> Vec<Part> {
     let part = |name: &str, count: usize, each: u64| {
-        Part::plain(format!("kvtc {side} {name}"), count as u64 * each).counted(count as u64)
+        Part::plain(format!("{codec} {side} {name}"), count as u64 * each).counted(count as u64)
     };
     let mut parts = vec![
-        Part::plain(format!("kvtc {side} header"), SPACE_HEADER_BYTES),
+        Part::plain(format!("{codec} {side} header"), SPACE_HEADER_BYTES),
         part("class tables", space.classes.tables.len(), CLASS_BYTES),
         part("mean", space.mean.len(), 4),
     ];
     parts.extend(space.weights.as_ref().map(|weights| part("weights", weights.len(), 4)));
     parts.push(part("standard deviations", space.log_sigma.len(), 2));
-    let basis = Part::plain(format!("kvtc {side} basis"), space.basis.encoded_len(space.mean.len()) as u64);
+    let basis =
+        Part::plain(format!("{codec} {side} basis"), space.basis.encoded_len(space.mean.len()) as u64);
     parts.push(basis.counted(space.log_sigma.len() as u64));
     parts
 }

@@ -11,6 +11,7 @@ use crate::{
         digest::{DIGEST_BYTES, seal, unseal},
     },
     layout::KvLayout,
+    paper::profile::PaperProfile,
     plan::{KvtcProfile, Plan, PlanId},
 };
 
@@ -23,10 +24,16 @@ const MAX_PROFILES: u16 = 8;
 
 impl Plan {
     pub(crate) fn new(model: [u8; 16], layout: KvLayout, kvtc: KvtcProfile) -> Self {
-        let mut plan = Self { id: PlanId::NONE, model, layout, kvtc };
-        let bytes = plan.to_bytes();
-        plan.id = stored_id(&bytes);
-        plan
+        Self { id: PlanId::NONE, model, layout, kvtc, paper: None }.with_own_id()
+    }
+
+    /// This plan with other tables of kvtc-paper, under another id.
+    pub(crate) fn with_paper(&self, paper: PaperProfile) -> Self {
+        Self { paper: Some(paper), ..self.clone() }.with_own_id()
+    }
+
+    fn with_own_id(self) -> Self {
+        Self { id: stored_id(&self.to_bytes()), ..self }
     }
 
     /// Reads a plan file to its end.
@@ -61,8 +68,8 @@ impl Plan {
         let inv_freq = reader.finite(head_dim / 2)?;
         let layout = KvLayout { layers, kv_heads, head_dim, inv_freq };
         layout.validate()?;
-        let kvtc = read_profiles(&mut reader, profiles, &layout)?;
-        Ok(Self { id: stored_id(bytes), model, layout, kvtc })
+        let (kvtc, paper) = read_profiles(&mut reader, profiles, &layout)?;
+        Ok(Self { id: stored_id(bytes), model, layout, kvtc, paper })
     }
 
     /// The plan file; the mirror of [`Self::from_bytes`].
@@ -72,16 +79,24 @@ impl Plan {
         out.put_all(&[FORMAT_VERSION, 0], u16::to_le_bytes);
         out.put(self.model);
         let KvLayout { layers, kv_heads, head_dim, inv_freq } = &self.layout;
-        out.put_all(&[*layers, *kv_heads, *head_dim, 1], |n| (n as u16).to_le_bytes());
+        let profiles = 1 + usize::from(self.paper.is_some());
+        out.put_all(&[*layers, *kv_heads, *head_dim, profiles], |n| (n as u16).to_le_bytes());
         out.put_all(inv_freq, f32::to_le_bytes);
-        let mut profile = Vec::new();
-        self.kvtc.write_to(&mut profile);
-        out.put([CodecId::Kvtc as u8, 0, 0, 0]);
-        out.put((profile.len() as u32).to_le_bytes());
-        out.append(&mut profile);
+        write_profile(CodecId::Kvtc, |profile| self.kvtc.write_to(profile), &mut out);
+        if let Some(paper) = &self.paper {
+            write_profile(CodecId::KvtcPaper, |profile| paper.write_to(profile), &mut out);
+        }
         seal(&mut out);
         out
     }
+}
+
+fn write_profile(codec: CodecId, write: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
+    let mut profile = Vec::new();
+    write(&mut profile);
+    out.put([codec as u8, 0, 0, 0]);
+    out.put((profile.len() as u32).to_le_bytes());
+    out.append(&mut profile);
 }
 
 fn check_version(reader: &mut Reader<'_>) -> Result<()> {
@@ -95,11 +110,15 @@ fn check_version(reader: &mut Reader<'_>) -> Result<()> {
     }
 }
 
-fn read_profiles(reader: &mut Reader<'_>, count: u16, layout: &KvLayout) -> Result<KvtcProfile> {
+fn read_profiles(
+    reader: &mut Reader<'_>,
+    count: u16,
+    layout: &KvLayout,
+) -> Result<(KvtcProfile, Option<PaperProfile>)> {
     if count == 0 || count > MAX_PROFILES {
         return Err(Error::corrupt(WHAT, format!("{count} profiles")));
     }
-    let mut kvtc = None;
+    let (mut kvtc, mut paper) = (None, None);
     for _ in 0..count {
         let codec = reader.u8()?;
         reader.zeros(3)?;
@@ -114,10 +133,16 @@ fn read_profiles(reader: &mut Reader<'_>, count: u16, layout: &KvLayout) -> Resu
             if kvtc.replace(profile).is_some() {
                 return Err(Error::corrupt(WHAT, "two kvtc profiles"));
             }
+        } else if codec == CodecId::KvtcPaper as u8 {
+            let profile =
+                PaperProfile::read_from(&mut Reader::new("kvtc-paper profile", bytes), layout.features())?;
+            if paper.replace(profile).is_some() {
+                return Err(Error::corrupt(WHAT, "two kvtc-paper profiles"));
+            }
         }
     }
     match (kvtc, reader.remaining()) {
-        (Some(kvtc), 0) => Ok(kvtc),
+        (Some(kvtc), 0) => Ok((kvtc, paper)),
         (Some(_), extra) => Err(Error::corrupt(WHAT, format!("{extra} bytes follow the last profile"))),
         (None, _) => Err(Error::corrupt(WHAT, "no kvtc profile")),
     }

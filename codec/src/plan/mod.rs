@@ -13,8 +13,10 @@ pub(crate) mod tiers;
 use std::fmt;
 
 use crate::{
+    coding::CodecKind,
     error::{Error, Result, hex},
     layout::KvLayout,
+    paper::{BitGroup, PaperSpace, profile::PaperProfile},
 };
 pub use file::MAX_PLAN_BYTES;
 pub(crate) use profile::KvtcProfile;
@@ -48,6 +50,7 @@ pub struct Plan {
     model: [u8; 16],
     layout: KvLayout,
     kvtc: KvtcProfile,
+    paper: Option<PaperProfile>,
 }
 
 impl Plan {
@@ -112,7 +115,33 @@ impl Plan {
         Ok(())
     }
 
+    /// Whether the plan has the tables that a codec needs. Plans from before kvtc-paper lack that codec's.
+    pub fn supports(&self, kind: CodecKind) -> bool {
+        match kind {
+            CodecKind::Raw | CodecKind::Lossless | CodecKind::Fp8 | CodecKind::Kvtc => true,
+            CodecKind::KvtcPaper | CodecKind::KvtcPaperCodedWindow => self.paper.is_some(),
+        }
+    }
+
+    /// The bit plans of kvtc-paper, of keys and of values: groups from component 0 on, each starting where the one before ends; components
+    /// after the last are not coded. None when the plan lacks this codec's tables, or for a tier that is none of
+    /// [`PAPER_TIERS`](crate::PAPER_TIERS).
+    pub fn paper_allocation(&self, tier: u8) -> Option<(&[BitGroup], &[BitGroup])> {
+        let paper = self.paper.as_ref()?;
+        paper.keys.plan(tier).zip(paper.values.plan(tier))
+    }
+
+    /// The bases of kvtc-paper, of keys and of values; none when the plan lacks this codec's tables.
+    pub fn paper_spaces(&self) -> Option<(PaperSpace<'_>, PaperSpace<'_>)> {
+        let paper = self.paper.as_ref()?;
+        Some((PaperSpace::of(&paper.keys.space), PaperSpace::of(&paper.values.space)))
+    }
+
     pub(crate) fn kvtc(&self) -> &KvtcProfile {
         &self.kvtc
+    }
+
+    pub(crate) fn paper(&self) -> Option<&PaperProfile> {
+        self.paper.as_ref()
     }
 }

@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// Code of E4M3's largest number, 448.
-const LARGEST: u8 = 0x7e;
+pub(crate) const LARGEST: u8 = 0x7e;
 /// Scales by which every code is a finite bf16 without rounding.
-const SCALES: std::ops::RangeInclusive<i8> = -120..=119;
+pub(crate) const SCALES: std::ops::RangeInclusive<i8> = -120..=119;
 /// Largest mantissa of a plane's maximum at which it still rounds to 448 or below: 1.8125 x 256 = 464.
 const TOP_MANTISSA: u16 = 0x68;
 
@@ -66,10 +66,7 @@ pub(crate) fn encode(layout: &KvLayout, tokens: usize, exact: usize, sides: [&[b
 
 fn check_finite(plane: &[bf16], head_dim: usize) -> Result<()> {
     match plane.iter().position(|x| !x.is_finite()) {
-        Some(at) => Err(Error::InvalidArgument(format!(
-            "token {} of the block has a cache entry that is not finite",
-            at / head_dim
-        ))),
+        Some(at) => Err(Error::not_finite(at / head_dim)),
         None => Ok(()),
     }
 }
@@ -89,7 +86,7 @@ fn encode_plane(plane: &[bf16], head_dim: usize) -> (PlaneInfo, Vec<u8>) {
 }
 
 /// The scale that puts a plane's largest magnitude in E4M3's highest octave.
-fn scale(values: &[u16]) -> i8 {
+pub(crate) fn scale(values: &[u16]) -> i8 {
     let largest = values.iter().map(|bits| bits & 0x7fff).max().unwrap_or_default();
     let exponent = i32::from(largest >> 7) - 127;
     let scale = if largest & 0x7f <= TOP_MANTISSA { exponent - 8 } else { exponent - 7 };
@@ -97,27 +94,31 @@ fn scale(values: &[u16]) -> i8 {
 }
 
 /// 2^exponent, for exponents of normal numbers.
-fn power_of_two(exponent: i8) -> f32 {
+pub(crate) fn power_of_two(exponent: i8) -> f32 {
     f32::from_bits(((i32::from(exponent) + 127) as u32) << 23)
 }
 
-/// To nearest, ties to even, no further than 448.
-fn code(scale: i8, bits: u16) -> u8 {
+/// Code of a bf16, sign included.
+pub(crate) fn code(scale: i8, bits: u16) -> u8 {
     // -120 to 119 may be negated without leaving the normal numbers.
     let magnitude = f32::from_bits(u32::from(bits & 0x7fff) << 16) * power_of_two(-scale);
-    let code = if magnitude < power_of_two(-6) {
+    nearest(magnitude) | (bits >> 15 << 7) as u8
+}
+
+/// Code of a magnitude: to nearest, ties to even, no further than 448.
+pub(crate) fn nearest(magnitude: f32) -> u8 {
+    if magnitude < power_of_two(-6) {
         // Subnormal codes count units of 2^-9; 8 of them are the first normal code.
         (magnitude * 512.0).round_ties_even() as u8
     } else {
         let bits = magnitude.to_bits();
         let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
         (rounded - (120 << 3)).min(LARGEST.into()) as u8
-    };
-    code | (bits >> 15 << 7) as u8
+    }
 }
 
-/// Magnitude of a code at scale 1; the mirror of [`code`]. 127 is not a number and must not come here.
-fn magnitude(code: u8) -> f32 {
+/// Magnitude of a code at scale 1; the mirror of [`nearest`]. 127 is not a number and must not come here.
+pub(crate) fn magnitude(code: u8) -> f32 {
     match code >> 3 {
         0 => f32::from(code) / 512.0,
         exponent => f32::from(8 + (code & 7)) / 8.0 * power_of_two(exponent as i8 - 7),

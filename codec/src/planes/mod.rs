@@ -102,7 +102,7 @@ fn flips(by_feature: &[u16], head_dim: usize) -> Vec<u8> {
 }
 
 /// `[rows, columns]` to `[columns, rows]`.
-fn transposed<T: Copy + Default>(matrix: &[T], columns: usize) -> Vec<T> {
+pub(crate) fn transposed<T: Copy + Default>(matrix: &[T], columns: usize) -> Vec<T> {
     let rows = matrix.len() / columns;
     let mut out = vec![T::default(); matrix.len()];
     for (r, row) in matrix.chunks_exact(columns).enumerate() {

@@ -48,9 +48,7 @@ pub(crate) fn gather_tile(
     let mut rows = vec![0f32; TILE_ROWS * features];
     for (row, &token) in rows.chunks_exact_mut(features).zip(tile) {
         if !gather(cache, tokens, token, layout.head_dim, rope, row) {
-            return Err(Error::InvalidArgument(format!(
-                "token {token} of the block has a cache entry that is not finite"
-            )));
+            return Err(Error::not_finite(token));
         }
     }
     Ok(rows)

@@ -38,12 +38,19 @@ pub struct Source {
     pub layout: KvLayout,
     pub keys: Basis,
     pub values: Basis,
+    /// A component's deviation falls as its rank to the power of minus this.
+    pub decay: f32,
 }
 
 impl Source {
     /// The source of the golden files.
     pub fn golden() -> Self {
         Self::new(small_layout(), 12, 21)
+    }
+
+    /// The source of the golden files of kvtc-paper: wider and steeper, so that its bit plans have every type.
+    pub fn golden_paper() -> Self {
+        Self { decay: 1.5, ..Self::new(layout(2, 2, 40), 50, 23) }
     }
 
     /// Rows span `rank` directions.
@@ -55,7 +62,7 @@ impl Source {
             weights: None,
             vectors: orthogonal(features, rank, &mut rng),
         };
-        Self { keys: basis(), values: basis(), layout }
+        Self { keys: basis(), values: basis(), layout, decay: 0.6 }
     }
 
     /// Rows `[count, P]` of one side.
@@ -66,7 +73,7 @@ impl Source {
             let gain = (0.3 * gauss(rng)).exp();
             let mut row = basis.mean.clone();
             for (j, vector) in basis.vectors.chunks_exact(features).enumerate() {
-                let y = 8.0 * gain * ((j + 1) as f32).powf(-0.6) * gauss(rng);
+                let y = 8.0 * gain * ((j + 1) as f32).powf(-self.decay) * gauss(rng);
                 row.iter_mut().zip(vector).for_each(|(x, u)| *x += y * u);
             }
             rows.append(&mut row);
@@ -126,8 +133,32 @@ impl Source {
         Arc::new(builder.build(&mut |_| {}).unwrap())
     }
 
+    /// A plan with the tables of kvtc-paper too.
+    pub fn paper_plan(&self) -> Arc<Plan> {
+        self.with_paper(&self.plan(None, Balance::EqualBytes))
+    }
+
+    /// A plan with the tables of kvtc-paper added.
+    pub fn with_paper(&self, plan: &Plan) -> Arc<Plan> {
+        let mut rng = ChaCha8Rng::seed_from_u64(78);
+        let (keys, values) = (self.rows(&self.keys, 300, &mut rng), self.rows(&self.values, 300, &mut rng));
+        let (keys, values) = ((self.keys.clone(), keys), (self.values.clone(), values));
+        Arc::new(fit::add_paper(plan, keys, values, &mut |_| {}).unwrap())
+    }
+
     pub fn encoder(&self, plan: &Arc<Plan>, tier: u8, prompt_tokens: usize) -> Encoder {
-        let coding = Coding { kind: CodecKind::Kvtc, tier };
+        self.planned_encoder(plan, CodecKind::Kvtc, tier, prompt_tokens)
+    }
+
+    /// An encoder that needs a plan.
+    pub fn planned_encoder(
+        &self,
+        plan: &Arc<Plan>,
+        kind: CodecKind,
+        tier: u8,
+        prompt_tokens: usize,
+    ) -> Encoder {
+        let coding = Coding { kind, tier };
         Encoder::new(self.layout.clone(), MODEL, Some(plan.clone()), coding, prompt_tokens).unwrap()
     }
 
@@ -242,12 +273,7 @@ impl Predictable {
     }
 
     pub fn cut(&self, block: &KvBlock, range: std::ops::Range<usize>) -> KvBlock {
-        let cut = |cache: &[bf16]| {
-            let planes = cache.chunks_exact(block.tokens * 8);
-            planes.flat_map(|plane| &plane[range.start * 8..range.end * 8]).copied().collect()
-        };
-        let (keys, values) = (cut(&block.keys), cut(&block.values));
-        KvBlock { first_token: block.first_token + range.start, tokens: range.len(), keys, values }
+        cut(block, range, 8)
     }
 
     pub fn encoder(&self, plan: &Arc<Plan>, tier: u8, ids: &[u32]) -> Encoder {
@@ -270,6 +296,27 @@ fn add_predictions(rows: &mut [f32], map: &[f32], ids: &[u32], features: usize) 
                 *x += weights.iter().zip(inputs).map(|(w, f)| w * f).sum::<f32>();
             }
         }
+    }
+}
+
+/// Whether two blocks are the same to the bit, numbers or not.
+pub fn same_bits(a: &KvBlock, b: &KvBlock) -> bool {
+    let bits =
+        |block: &KvBlock| block.keys.iter().chain(&block.values).map(|x| x.to_bits()).collect::<Vec<_>>();
+    (a.first_token, a.tokens, bits(a)) == (b.first_token, b.tokens, bits(b))
+}
+
+/// The tokens `range` of a block.
+pub fn cut(block: &KvBlock, range: std::ops::Range<usize>, head_dim: usize) -> KvBlock {
+    let cut = |cache: &[bf16]| {
+        let planes = cache.chunks_exact(block.tokens * head_dim);
+        planes.flat_map(|plane| &plane[range.start * head_dim..range.end * head_dim]).copied().collect()
+    };
+    KvBlock {
+        first_token: block.first_token + range.start,
+        tokens: range.len(),
+        keys: cut(&block.keys),
+        values: cut(&block.values),
     }
 }
 
