@@ -63,8 +63,8 @@ impl LinkMeter {
 
     /// To be held while a data frame is written, perhaps through a simulated link.
     pub(crate) fn writing(&self, is_simulated: bool) -> Writing {
-        let now = self.counters();
-        self.clock().begin(now, if is_simulated { SIMULATED_GAP } else { GAP });
+        let mut clock = self.clock();
+        clock.begin(self.counters(), if is_simulated { SIMULATED_GAP } else { GAP });
         Writing { meter: self.clone(), is_finished: false }
     }
 
@@ -72,18 +72,23 @@ impl LinkMeter {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// To be asked while the clock is held, so that it never runs backwards.
     fn counters(&self) -> Counters {
         let stats = self.connection.stats();
         let blocked = stats.frame_tx.data_blocked + stats.frame_tx.stream_data_blocked;
         Counters { at: Instant::now(), sent: stats.udp_tx.bytes, blocked }
     }
 
+    fn look_on(&self) -> bool {
+        let mut clock = self.clock();
+        clock.watch(self.counters())
+    }
+
     /// Looks on until what was written has left, or will not any more. One task at a time.
     async fn watch(self) {
         loop {
             tokio::time::sleep(LOOK).await;
-            let now = self.counters();
-            if !self.clock().watch(now) || self.connection.close_reason().is_some() {
+            if !self.look_on() || self.connection.close_reason().is_some() {
                 return;
             }
         }
@@ -94,18 +99,16 @@ impl Writing {
     /// A piece of so many bytes went to QUIC. It counts as gone when the next one goes: a simulated link lets a piece
     /// through at the beginning of its time.
     pub(crate) fn wrote(&self, bytes: usize) {
-        let now = self.meter.counters();
         let mut clock = self.meter.clock();
-        clock.look(now);
+        clock.look(self.meter.counters());
         clock.written += bytes as u64;
     }
 
     /// The whole frame went to QUIC; what it still holds is watched.
     pub(crate) fn finish(mut self) {
         self.is_finished = true;
-        let now = self.meter.counters();
         let mut clock = self.meter.clock();
-        if clock.is_waiting(now) && !std::mem::replace(&mut clock.is_watched, true) {
+        if clock.is_waiting(self.meter.counters()) && !std::mem::replace(&mut clock.is_watched, true) {
             tokio::spawn(self.meter.clone().watch());
         }
     }

@@ -39,7 +39,6 @@ async fn is_near(gbps: f64, frames: &[usize], sender: Duration, reader: Duration
         let estimate = estimate(&on_link(gbps).await, frames, sender, reader).await.unwrap_or(0.0);
         seen.push(estimate / gbps);
         if (0.8..1.2).contains(&(estimate / gbps)) {
-            println!("{gbps} Gb/s, {} frames: {seen:.3?} of it", frames.len());
             return;
         }
     }
