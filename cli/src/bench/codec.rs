@@ -4,22 +4,24 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use codec::probe::{Product, multiply};
+use codec::probe::{Product, Work, multiply, sgemm};
 use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, Plan};
+use model::{KvCache, Sampling};
 use node::Loaded;
-use node::prompt::export;
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, PromptPass, export, pieces, shifts};
 use openai::Tokenizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::Args;
-use super::model::run_prompt;
 use super::timing::{Figures, median, seconds};
 use crate::prompts::{retrieval, text_tokens};
 
 const CHUNK: usize = 256;
+/// Rows and columns of the product that shows what the machine can do.
+const SGEMM_SIZE: usize = 1024;
 
-/// What is measured: a prompt and both ends of the codec.
+/// What is measured: a prompt and both ends of the codec, which codes after the prompt, with a step per token.
 struct Subject {
     loaded: Loaded,
     plan: Arc<Plan>,
@@ -34,8 +36,9 @@ struct Times {
     prefill: f64,
     encode: f64,
     decode: f64,
-    project: f64,
-    reconstruct: f64,
+    project: Work,
+    reconstruct: Work,
+    sgemm: f64,
 }
 
 pub(crate) fn codec(args: &Args, tier: u8) -> anyhow::Result<Figures> {
@@ -68,36 +71,39 @@ impl Subject {
     /// Everything once, and the bytes that the cache was coded to.
     fn run(&self) -> anyhow::Result<(Times, usize)> {
         let (prefill, blocks) = self.prefill()?;
-        let (encode, chunks) = seconds(|| {
-            Ok(blocks.iter().map(|b| self.encoder.encode(b)).collect::<codec::Result<Vec<_>>>()?)
-        })?;
+        let code =
+            |(block, shifts): &(KvBlock, Vec<i8>)| self.encoder.encode_with_shifts(block, Some(shifts));
+        let (encode, chunks) = seconds(|| Ok(blocks.iter().map(code).collect::<codec::Result<Vec<_>>>()?))?;
         let (decode, _) = seconds(|| {
             Ok(chunks.iter().map(|c| self.decoder.decode(c)).collect::<codec::Result<Vec<_>>>()?)
         })?;
-        let (project, reconstruct) = (self.product(Product::Project)?, self.product(Product::Reconstruct)?);
-        let times = Times { prefill, encode, decode, project, reconstruct };
+        let shifts: Vec<i8> = blocks.iter().flat_map(|(_, shifts)| shifts).copied().collect();
+        let [project, reconstruct] = [Product::Project, Product::Reconstruct]
+            .map(|which| multiply(&self.plan, self.tier, &shifts, which));
+        let times =
+            Times { prefill, encode, decode, project, reconstruct, sgemm: sgemm(SGEMM_SIZE).gflops() };
         Ok((times, chunks.iter().map(Vec::len).sum()))
     }
 
-    fn prefill(&self) -> anyhow::Result<(f64, Vec<KvBlock>)> {
-        let (time, cache) = seconds(|| run_prompt(&self.loaded.llama, &self.tokens, 0))?;
-        let starts = (0..self.tokens.len()).step_by(CHUNK);
-        let blocks = starts.map(|start| export(&cache, start..(start + CHUNK).min(self.tokens.len())));
-        Ok((time, blocks.collect::<Result<_, _>>()?))
-    }
-
-    fn product(&self, product: Product) -> anyhow::Result<f64> {
+    fn prefill(&self) -> anyhow::Result<(f64, Vec<(KvBlock, Vec<i8>)>)> {
+        let llama = &self.loaded.llama;
+        let mut cache = KvCache::new(llama.config(), self.tokens.len());
+        let mut pass = PromptPass::new(self.tokens.clone(), CHUNK).collecting(self.loaded.layer_weights());
         let (time, ()) = seconds(|| {
-            multiply(&self.plan, self.tier, self.tokens.len(), product);
+            while pass.advance(llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
             Ok(())
         })?;
-        Ok(time)
+        let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+        let pieces = pieces(self.tokens.len(), AFTER_CHUNK_TOKENS);
+        let blocks = pieces.map(|piece| Ok((export(&cache, piece.clone())?, shifts[piece].to_vec())));
+        Ok((time, blocks.collect::<model::Result<_>>()?))
     }
 
     fn figures(&self, runs: &[Times], wire: usize) -> Figures {
         let of = |field: fn(&Times) -> f64| median(runs.iter().map(field).collect());
         let (encode, decode, prefill) = (of(|t| t.encode), of(|t| t.decode), of(|t| t.prefill));
-        let (project, reconstruct) = (of(|t| t.project), of(|t| t.reconstruct));
+        let (project, reconstruct) =
+            (of(|t| t.project.time.as_secs_f64()), of(|t| t.reconstruct.time.as_secs_f64()));
         let raw = self.tokens.len() * self.loaded.layout.bytes_per_token();
         let mut figures = Figures::default();
         figures.put("prompt_tokens", self.tokens.len() as f64);
@@ -113,6 +119,9 @@ impl Subject {
         figures.put("encode_product_ms", project * 1e3);
         figures.put("decode_product_ms", reconstruct * 1e3);
         figures.put("products_share_of_codec", (project + reconstruct) / (encode + decode));
+        figures.put("encode_product_gflops", of(|t| t.project.gflops()));
+        figures.put("decode_product_gflops", of(|t| t.reconstruct.gflops()));
+        figures.put("sgemm_gflops", of(|t| t.sgemm));
         figures
     }
 }
