@@ -73,14 +73,24 @@ impl Subject {
     /// Everything once, and the bytes that the cache was coded to.
     fn run(&self) -> anyhow::Result<(Times, usize)> {
         let (prefill, blocks) = self.prefill()?;
-        let code =
-            |(block, shifts): &(KvBlock, Vec<i8>)| self.encoder.encode_with_shifts(block, Some(shifts));
-        let (encode, chunks) = seconds(|| Ok(blocks.iter().map(code).collect::<codec::Result<Vec<_>>>()?))?;
+        let encode = |encoder: &Encoder| {
+            let code = |(block, shifts): &(KvBlock, Vec<i8>)| encoder.encode_with_shifts(block, Some(shifts));
+            seconds(|| Ok(blocks.iter().map(code).collect::<codec::Result<Vec<_>>>()?))
+        };
+        let decode = |decoder: &Decoder, chunks: &[Vec<u8>]| {
+            seconds(|| Ok(chunks.iter().map(|c| decoder.decode(c)).collect::<codec::Result<Vec<_>>>()?))
+        };
+        // A copy of a plan has no rows of earlier tokens at hand.
+        let cold = || self.ends(&Arc::new(Plan::clone(&self.plan)));
+        let (cold_encode, chunks) = encode(&cold()?.0)?;
+        let (cold_decode, _) = decode(&cold()?.1, &chunks)?;
+        let (encode, chunks) = encode(&self.encoder)?;
+        let (decode, _) = decode(&self.decoder, &chunks)?;
         let shifts: Vec<i8> = blocks.iter().flat_map(|(_, shifts)| shifts).copied().collect();
         let [project, reconstruct] = [Product::Project, Product::Reconstruct]
             .map(|which| multiply(&self.plan, self.tier, &shifts, which));
-        let times =
-            Times { prefill, encode, decode, project, reconstruct, sgemm: sgemm(SGEMM_SIZE).gflops() };
+        let sgemm = sgemm(SGEMM_SIZE).gflops();
+        let times = Times { prefill, encode, decode, cold_encode, cold_decode, project, reconstruct, sgemm };
         Ok((times, chunks.iter().map(Vec::len).sum()))
     }
 
