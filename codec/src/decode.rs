@@ -129,6 +129,7 @@ impl Decoder {
             check_paper(header)?;
             return check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE);
         }
+        check_one_step(header)?;
         check_roles(header, plan.kvtc().sinks, WINDOW, SEGMENT_BYTES_RANGE)
     }
 
@@ -216,6 +217,15 @@ fn check_without_plan(header: &ChunkHeader) -> Result<()> {
             check_roles(header, SINKS, 0, SEGMENT_BYTES_RANGE)
         }
     }
+}
+
+/// Where every token has a shift, the window has no step of its own.
+fn check_one_step(header: &ChunkHeader) -> Result<()> {
+    let Steps { window_keys, window_values, .. } = header.steps;
+    if !header.has_token_shifts || (header.window_tier, window_keys, window_values) == (0, 0, 0) {
+        return Ok(());
+    }
+    Err(Error::corrupt("chunk header", "a window step in a chunk with a shift for every token"))
 }
 
 /// The body has no steps and the tier names a bit plan; a raw window has no steps and escapes either.
