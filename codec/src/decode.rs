@@ -75,12 +75,7 @@ impl Decoder {
     /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::FeaturesMissing`], [`Error::ProfileMissing`], [`Error::PlanMismatch`] or
     /// [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
-        limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
-        let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
-        self.check(&header)?;
-        let content = unseal("chunk", bytes)?;
-        let mut reader = Reader::new("chunk", content);
-        reader.take(ChunkHeader::SIZE)?;
+        let (header, reader) = self.open(bytes)?;
         match (header.codec, &self.plan) {
             (CodecId::Raw, _) => self.decode_raw(&header, reader),
             (CodecId::Lossless, _) => self.decode_lossless(&header, reader),
@@ -91,6 +86,16 @@ impl Decoder {
                 Err(Error::PlanMissing { codec: header.kind().name() })
             }
         }
+    }
+
+    /// A header that this decoder accepts, and what follows it up to the digest, which is right.
+    pub(crate) fn open<'a>(&self, bytes: &'a [u8]) -> Result<(ChunkHeader, Reader<'a>)> {
+        limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
+        let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
+        self.check(&header)?;
+        let mut reader = Reader::new("chunk", unseal("chunk", bytes)?);
+        reader.take(ChunkHeader::SIZE)?;
+        Ok((header, reader))
     }
 
     fn check(&self, header: &ChunkHeader) -> Result<()> {
@@ -263,7 +268,7 @@ fn check_roles(
 }
 
 /// Reads the segments, which end the chunk, and inflates them to `len` bytes.
-fn read_payload(header: &ChunkHeader, len: usize, mut reader: Reader<'_>) -> Result<Vec<u8>> {
+pub(crate) fn read_payload(header: &ChunkHeader, len: usize, mut reader: Reader<'_>) -> Result<Vec<u8>> {
     check_payload(header, len)?;
     let segment_bytes = header.segment_bytes as usize;
     let segments = segments::read(&mut reader, len, segment_bytes)?;
@@ -280,7 +285,12 @@ fn check_payload(header: &ChunkHeader, expected: usize) -> Result<()> {
     Err(Error::corrupt("chunk header", detail))
 }
 
-fn read_shifts(header: &ChunkHeader, roles: &Roles, reader: &mut Reader<'_>) -> Result<Option<Vec<i8>>> {
+/// The table of shifts between header and segments, if there is one.
+pub(crate) fn read_shifts(
+    header: &ChunkHeader,
+    roles: &Roles,
+    reader: &mut Reader<'_>,
+) -> Result<Option<Vec<i8>>> {
     if !header.has_shifts {
         return Ok(None);
     }

@@ -221,7 +221,7 @@ pub(crate) fn write_symbols(space: &Space, order: &Order, symbols: &[i16]) -> Si
 }
 
 /// Payload bytes to symbols in writing order; the mirror of [`write_symbols`].
-fn read_symbols(space: &Space, order: &Order, bytes: &[u8]) -> Result<Vec<i16>> {
+pub(crate) fn read_symbols(space: &Space, order: &Order, bytes: &[u8]) -> Result<Vec<i16>> {
     let packing = |table: usize| space.classes.tables[table].packing;
     let mut symbols = vec![0i16; order.symbols];
     let (mut packed, escapes) = bytes.split_at(order.packed_len(space));
