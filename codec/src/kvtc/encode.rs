@@ -40,7 +40,8 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    fn push_side(&mut self, side: &SideBytes) {
+    /// Appends a side.
+    pub(crate) fn push_side(&mut self, side: &SideBytes) {
         self.breaks.extend(side.breaks.iter().map(|at| self.bytes.len() + at));
         self.bytes.extend_from_slice(&side.bytes);
         self.breaks.push(self.bytes.len());
@@ -53,7 +54,7 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
     let roles = Roles::of(job.place, profile.sinks, WINDOW);
     let shifts = job.shifts.map(|shifts| &shifts[roles.coded()]);
     let mut payload = Payload::default();
-    let known = known(job, &mut payload)?;
+    let known = known_tokens(job, &mut payload)?;
     if let Some(shifts) = shifts {
         payload.bytes.extend(shifts.iter().map(|&shift| shift as u8));
         payload.breaks.push(payload.bytes.len());
@@ -107,7 +108,7 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
 }
 
 /// Writes the ids that the plan's predictor looks at, if it has one.
-fn known<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
+pub(crate) fn known_tokens<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
     let Some(predictor) = &job.plan.kvtc().predictor else { return Ok(None) };
     let (features, ids) = job.known.ok_or(Error::FeaturesMissing)?;
     let ids = &ids[id_range(predictor, &job.place)];

@@ -7,5 +7,5 @@ mod encode;
 mod known;
 
 pub(crate) use decode::{Parts, decode, shifts_of};
-pub(crate) use encode::{Job, Payload, encode};
+pub(crate) use encode::{Job, Payload, encode, known_tokens};
 pub(crate) use known::write_ids;

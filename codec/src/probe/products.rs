@@ -1,5 +1,4 @@
-//! The codec's two matrix products alone, in the tiles and on the threads of the real thing: what a benchmark compares
-//! the whole with. Everything else the codec does is overhead on top of these.
+//! The two matrix products. Everything else the codec does is overhead on top of these.
 
 use rayon::prelude::*;
 
