@@ -18,8 +18,7 @@ async fn a_prompt_has_the_same_bytes_and_the_same_answer_as_in_a_cluster() {
         let words: Vec<&str> = task.prompt.split(' ').collect();
         let prompt = words[words.len().saturating_sub(tokens)..].join(" ");
         for coding in [Coding::RAW, Coding { kind: CodecKind::Kvtc, tier: 32 }] {
-            let mut extra =
-                json!({"kv_codec": coding.kind.name(), "kv_tier": coding.tier.max(4), "stop": "\n"});
+            let extra = json!({"kv_codec": coding.kind.name(), "kv_tier": coding.tier.max(4), "stop": "\n"});
             let answer = kit.complete(&prompt, MAX_TOKENS, extra).await;
             let said = answer.choices[0].text.trim().to_owned();
             let transfer = answer.kv_transfer.unwrap();

@@ -86,6 +86,12 @@ fn tiles<'a>(groups: &'a [Group], kept: &[usize]) -> Vec<Tile<'a>> {
     tiles
 }
 
+/// Components that each tile of these groups needs.
+pub(crate) fn tile_components(groups: &[Group], kept: &[usize]) -> Vec<usize> {
+    let tiles = tiles(groups, kept);
+    tiles.iter().map(|tile| tile.iter().map(|piece| kept[piece.group]).max().unwrap_or(0)).collect()
+}
+
 impl SideContext<'_> {
     /// Rows of the cache to payload bytes.
     pub(crate) fn encode(&self, cache: &[bf16]) -> Result<SideBytes> {

@@ -216,6 +216,7 @@ impl Batch {
                     prefill_ms: ms(*computed),
                     encode_ms: 0.0,
                     overlap: 0.0,
+                    link_gbps: 0.0,
                 };
                 session.advance(State::Ready);
                 drop(job.out.try_send(Event::Prefilled { first_token, stats }));

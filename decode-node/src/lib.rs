@@ -54,6 +54,8 @@ pub async fn start(
         max_session_tokens: config.node.max_session_tokens(&runtime.loaded),
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
+        chunk_tokens: config.node.chunk_tokens,
+        after_chunk_tokens: 0,
     };
     let load = server.load();
     info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.loaded.model_id, "decode node is up");

@@ -96,7 +96,7 @@ impl KvMode {
 }
 
 /// `kv_codec`: how the cache is to be coded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum KvCodec {
     /// As the router thinks best.
     #[default]

@@ -145,7 +145,7 @@ pub struct KvTransfer {
     pub tier: Option<u8>,
     /// When it was coded and sent: `stream` (while the prompt ran) or `after`; null for a local prefill.
     pub mode: Option<String>,
-    /// Why the cache was not coded although `kv_codec` is `auto`; null if it was, or if the client chose.
+    /// Why the cache was not coded, or not shipped, where the client left that open; null otherwise.
     pub bypass_reason: Option<String>,
     /// The prompt's cache in bf16.
     pub raw_bytes: u64,
@@ -167,6 +167,10 @@ pub struct KvTransfer {
     pub prefill_ms: f64,
     /// Wait for the prefill engine.
     pub queue_ms: f64,
+    /// Measured speed from prefill to decode node in gigabits per second; null before there was enough to measure.
+    pub link_gbps: Option<f64>,
+    /// From dispatch to first token as the router forecast it for the way taken; null before node and link were measured.
+    pub predicted_ms: Option<f64>,
     /// From the request's arrival to its first token, at the router.
     pub ttft_ms: f64,
     /// From the request's arrival to its second token, at the router; null if there was none.

@@ -21,7 +21,7 @@ use crate::engine::FromEngine;
 pub(crate) enum Coded {
     /// The next chunk.
     Chunk(Bytes),
-    /// All chunks are out. The overlap is for the sender to fill in, who knows when they were sent.
+    /// All chunks are out. Overlap and link are for the sender to fill in, who knows when they went.
     Done { first_token: u32, stats: PrefillStats, coding: Busy, prompt_done: Instant },
     /// Engine or codec broke; nothing follows.
     Failed(Failure),
@@ -64,6 +64,7 @@ impl Coder<'_> {
                     prefill_ms: ms(done.computed),
                     encode_ms: ms(coding.total()),
                     overlap: 0.0,
+                    link_gbps: 0.0,
                 };
                 self.say(Coded::Done { first_token: done.first_token, stats, coding, prompt_done: done.at })
             }

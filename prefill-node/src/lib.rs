@@ -57,6 +57,8 @@ pub async fn start(
         max_session_tokens,
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
+        chunk_tokens: config.node.chunk_tokens,
+        after_chunk_tokens: config.after_chunk(runtime.loaded.layout.bytes_per_token()) as u32,
     };
     let load = server.load();
     info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.loaded.model_id, "prefill node is up");

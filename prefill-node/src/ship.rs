@@ -124,6 +124,7 @@ impl Shipper {
             prefill_ms = stats.prefill_ms,
             encode_ms = stats.encode_ms,
             overlap = stats.overlap,
+            link_gbps = stats.link_gbps,
             "delivered"
         );
     }
@@ -163,7 +164,11 @@ async fn send_all(
             }
             Coded::Done { first_token, stats, coding, prompt_done } => {
                 let (chunks, digest) = digest.finish();
-                let stats = PrefillStats { overlap: overlap(&[coding, sending], prompt_done), ..stats };
+                let stats = PrefillStats {
+                    overlap: overlap(&[coding, sending], prompt_done),
+                    link_gbps: stream.sender.link_gbps().unwrap_or(0.0) as f32,
+                    ..stats
+                };
                 stream.sender.send(&KvStream::End { chunks, digest, first_token, stats }).await?;
                 stream.sender.finish()?;
                 return Ok(stats);

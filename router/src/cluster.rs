@@ -5,16 +5,23 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use openai::KvCodec;
 
 use service::{Readiness, address};
 use transport::handshake;
 use transport::ids::NodeId;
-use transport::message::{KvCoding, Load, Register, Role};
+use transport::message::{KvCoding, Load, Register, Role, Transfer};
 use transport::{CloseCode, Peer};
 
+use crate::choice::Choice;
+use crate::estimates::Estimates;
 use crate::metrics::Metrics;
-use crate::policy::{self, Candidate, Candidates, LocalPrefill, Placement, Rules, Unplaceable, Wanted};
+use crate::policy::{self, Candidate, Candidates, LocalPrefill, Placement, Rules, Turn, Unplaceable, Wanted};
 
+/// Every so many requests with `kv_codec: "auto"`, one looks at the second best way.
+const EXPLORE_EVERY: u64 = 32;
 /// Nodes taken at most.
 pub(crate) const MAX_NODES: usize = 1024;
 
@@ -29,6 +36,7 @@ struct Shared {
     rules: Rules,
     readiness: Readiness,
     metrics: Metrics,
+    estimates: Estimates,
     members: Mutex<Members>,
 }
 
@@ -39,6 +47,8 @@ struct Members {
     joined: u64,
     /// Placements so far; rotates among equals.
     placed: u64,
+    /// Placements that left the codec open; some of them explore.
+    open: u64,
     draining: bool,
 }
 
@@ -89,13 +99,16 @@ pub(crate) struct Pair {
     pub(crate) decode: Assigned,
     /// The prefill node and the coding between the two; none for a local prefill.
     pub(crate) prefill: Option<(Assigned, KvCoding)>,
+    /// How it came to be so.
+    pub(crate) choice: Choice,
 }
 
 impl Cluster {
     /// A cluster without nodes.
     pub(crate) fn new(rules: Rules, readiness: Readiness, metrics: Metrics) -> Self {
         let members = Mutex::default();
-        let cluster = Self { shared: Arc::new(Shared { rules, readiness, metrics, members }) };
+        let estimates = Estimates::new(metrics.measured.clone());
+        let cluster = Self { shared: Arc::new(Shared { rules, readiness, metrics, estimates, members }) };
         cluster.publish(&cluster.members());
         cluster
     }
@@ -123,15 +136,27 @@ impl Cluster {
     pub(crate) fn place(&self, wanted: &Wanted, avoided: &[NodeId]) -> Result<Pair, Unplaceable> {
         let mut members = self.members();
         members.placed += 1;
+        members.open += u64::from(wanted.kv.codec == KvCodec::Auto);
+        let turn = Turn { number: members.placed, explore: members.open.is_multiple_of(EXPLORE_EVERY) };
         let candidates = members.candidates(avoided);
         let found =
             |node: &NodeId| members.assign(node).expect("placed on a node that was listed; this is a bug");
-        Ok(match policy::place(&candidates, wanted, &self.shared.rules, members.placed)? {
+        let (rules, estimates) = (&self.shared.rules, &self.shared.estimates);
+        let (placement, choice) = policy::place(&candidates, wanted, rules, turn, estimates)?;
+        let gauges = &self.shared.metrics.measured;
+        gauges.chose(choice.way.name(), choice.reason.name());
+        Ok(match placement {
             Placement::Split { prefill, decode, coding } => {
-                Pair { decode: found(&decode), prefill: Some((found(&prefill), coding)) }
+                choice.queue_ms.into_iter().for_each(|ms| gauges.queue(&prefill, ms));
+                Pair { decode: found(&decode), prefill: Some((found(&prefill), coding)), choice }
             }
-            Placement::Local { decode } => Pair { decode: found(&decode), prefill: None },
+            Placement::Local { decode } => Pair { decode: found(&decode), prefill: None, choice },
         })
+    }
+
+    /// Takes what a request that came to its first token has shown of the nodes.
+    pub(crate) fn learn(&self, prompt_tokens: u32, decode: &NodeId, transfer: &Transfer) {
+        self.shared.estimates.record(prompt_tokens, decode, transfer, Instant::now());
     }
 
     /// Nodes that are here now.
@@ -207,12 +232,16 @@ impl Node {
     /// A heartbeat is up to a second old, so requests assigned since then are counted here as well.
     fn candidate(&self, id: &NodeId) -> Candidate {
         let reported = self.reported.running.saturating_add(self.reported.waiting);
+        let assigned = self.assigned.load(Ordering::Relaxed);
         Candidate {
             node: id.clone(),
-            in_flight: self.assigned.load(Ordering::Relaxed).max(reported),
+            in_flight: assigned.max(reported),
+            assigned,
             max_sessions: self.register.max_sessions,
             max_session_tokens: self.register.max_session_tokens,
             has_plan: self.peer.hello().model.plan_id.is_some(),
+            chunk_tokens: self.register.chunk_tokens,
+            after_chunk_tokens: self.register.after_chunk_tokens,
         }
     }
 }
@@ -257,6 +286,7 @@ impl Drop for Membership {
         let mut members = self.cluster.members();
         if members.nodes.get(&self.node).is_some_and(|node| node.generation == self.generation) {
             members.nodes.remove(&self.node);
+            self.cluster.shared.estimates.forget(&self.node, Instant::now());
             self.cluster.publish(&members);
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::model::RouterModel;
 use crate::policy::{LocalPrefill, Rules};
 
 /// What a router can be told, but for its model and its certificates.
@@ -23,12 +24,10 @@ pub struct Config {
     /// Longest request body in bytes; longer ones are answered with 413.
     #[arg(long, env = "KVFERRY_MAX_BODY_BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     pub max_body_bytes: u32,
-    /// When decode nodes run prompts themselves: while no prefill node can take them, never, or always.
+    /// When decode nodes run prompts themselves: while no prefill node can take them and, for kv_codec "auto", where that
+    /// is quicker (auto), never, or always.
     #[arg(long, env = "KVFERRY_LOCAL_PREFILL", value_enum, default_value_t)]
     pub local_prefill: LocalPrefill,
-    /// Shortest prompt in tokens for which kv_codec "auto" means kvtc; shorter ones travel raw.
-    #[arg(long, env = "KVFERRY_KVTC_MIN_TOKENS", default_value_t = 256)]
-    pub kvtc_min_tokens: u32,
     /// Other nodes tried, before the first token only, when one is busy, draining, or cannot be reached.
     #[arg(long, env = "KVFERRY_RETRIES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=16))]
     pub retries: u32,
@@ -60,7 +59,6 @@ impl Config {
             max_requests: 256,
             max_body_bytes: 4 << 20,
             local_prefill: LocalPrefill::default(),
-            kvtc_min_tokens: 256,
             retries: 1,
             reserve_seconds: Duration::from_secs(5),
             first_token_seconds: Duration::from_secs(120),
@@ -70,8 +68,8 @@ impl Config {
         }
     }
 
-    pub(crate) fn rules(&self) -> Rules {
-        Rules { local_prefill: self.local_prefill, kvtc_min_tokens: self.kvtc_min_tokens }
+    pub(crate) fn rules(&self, model: &RouterModel) -> Rules {
+        Rules { local_prefill: self.local_prefill, bytes_per_token: model.bytes_per_token() }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use openai::{Detokenizer, FinishReason, KvCodec, KvSource, KvTransfer, StopMatcher, Usage};
-use transport::message::{FinishReason as NodeReason, Transfer};
+use transport::message::FinishReason as NodeReason;
 
 use crate::leg::NodeError;
 use crate::metrics::Metrics;
@@ -55,7 +55,7 @@ impl Generation {
         let ttft = limits.arrived.elapsed();
         metrics.ttft_seconds.observe(ttft.as_secs_f64());
         metrics.prompt_tokens.inc_by(limits.prompt_tokens.into());
-        let transfer = report(&tokens.transfer, &tokens.decode_node().0, ttft.as_secs_f64() * 1e3);
+        let transfer = report(&tokens, ttft.as_secs_f64() * 1e3);
         metrics.transferred(&transfer);
         Self {
             first_token: Some(tokens.first_token),
@@ -130,7 +130,7 @@ impl Generation {
         }
         if self.generated == 2 {
             let since = now.duration_since(self.limits.arrived);
-            self.transfer.second_token_ms = Some(to_micros(since.as_secs_f64() * 1e3));
+            self.transfer.second_token_ms = Some(to_thousandths(since.as_secs_f64() * 1e3));
         }
         self.last_token = now;
     }
@@ -158,13 +158,14 @@ impl Generation {
     }
 }
 
-/// Milliseconds to three digits: more than any clock here can tell would only be noise to read.
-fn to_micros(ms: f64) -> f64 {
-    (ms * 1e3).round() / 1e3
+/// To three digits: more than any clock here can tell would only be noise to read.
+fn to_thousandths(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
 }
 
 /// The transfer in the API's words. A local prefill moved nothing, so its bytes are 0.
-fn report(transfer: &Transfer, decode_node: &str, ttft_ms: f64) -> KvTransfer {
+fn report(tokens: &Tokens, ttft_ms: f64) -> KvTransfer {
+    let (transfer, choice, decode_node) = (&tokens.transfer, &tokens.choice, &tokens.decode_node().0);
     let is_remote = transfer.coding.is_some();
     let (raw, wire) = if is_remote { (transfer.raw_bytes, transfer.wire_bytes) } else { (0, 0) };
     let prefill_node = transfer.prefill_node.as_ref().map_or(decode_node, |node| &node.0);
@@ -177,20 +178,23 @@ fn report(transfer: &Transfer, decode_node: &str, ttft_ms: f64) -> KvTransfer {
             .filter(|coding| KvCodec::named(&coding.codec).is_some_and(KvCodec::is_transform))
             .map(|coding| coding.tier),
         mode: transfer.coding.as_ref().map(|coding| coding.mode.name().to_owned()),
-        bypass_reason: None,
+        bypass_reason: choice.bypass_reason.clone(),
         raw_bytes: raw,
         wire_bytes: wire,
         saved_bytes: i64::try_from(i128::from(raw) - i128::from(wire)).unwrap_or(i64::MAX),
         ratio: (wire > 0).then(|| raw as f64 / wire as f64),
-        encode_ms: to_micros(transfer.prefill.encode_ms.into()),
-        wire_ms: to_micros(transfer.wire_ms.into()),
-        overlap: is_remote.then(|| to_micros(transfer.prefill.overlap.into())),
-        decode_ms: to_micros(transfer.decode_ms.into()),
-        prefill_ms: to_micros(transfer.prefill.prefill_ms.into()),
-        queue_ms: to_micros(transfer.prefill.queue_ms.into()),
-        ttft_ms: to_micros(ttft_ms),
+        encode_ms: to_thousandths(transfer.prefill.encode_ms.into()),
+        wire_ms: to_thousandths(transfer.wire_ms.into()),
+        overlap: is_remote.then(|| to_thousandths(transfer.prefill.overlap.into())),
+        decode_ms: to_thousandths(transfer.decode_ms.into()),
+        prefill_ms: to_thousandths(transfer.prefill.prefill_ms.into()),
+        queue_ms: to_thousandths(transfer.prefill.queue_ms.into()),
+        link_gbps: (transfer.prefill.link_gbps > 0.0)
+            .then(|| to_thousandths(transfer.prefill.link_gbps.into())),
+        predicted_ms: choice.predicted_ms.map(to_thousandths),
+        ttft_ms: to_thousandths(ttft_ms),
         second_token_ms: None,
-        prefill_node: prefill_node.to_owned(),
-        decode_node: decode_node.to_owned(),
+        prefill_node: prefill_node.clone(),
+        decode_node: decode_node.clone(),
     }
 }

@@ -14,19 +14,26 @@
 //! | `app`, `completions`, `sse` | HTTP in and out |
 //! | `relay`, `leg`, `generation` | one request: on the cluster, on one node, as text |
 //! | `cluster`, `nodes`, `policy` | who is there, how they come and go, who is chosen |
+//! | `choice`, `latency` | how a cache is coded and sent; the arithmetic behind it |
+//! | `estimates`, `line`, `measured` | what requests have shown: speeds and sizes, their averages, their gauges |
 //! | `error`, `metrics` | how things fail, what is counted |
 //!
 //! It holds no weights and no caches, and it never sees a cache's bytes: those go from prefill to decode.
 #![forbid(unsafe_code)]
 
 mod app;
+mod choice;
 mod cluster;
 pub mod command;
 mod completions;
 mod config;
 mod error;
+mod estimates;
 mod generation;
+mod latency;
 mod leg;
+mod line;
+mod measured;
 mod metrics;
 mod model;
 mod nodes;

@@ -11,6 +11,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use service::Registry;
 use service::metrics::{RATIOS, SECONDS};
 
+use crate::measured::Gauges;
+
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
@@ -60,6 +62,7 @@ pub(crate) struct Metrics {
     kv_decode_seconds: Histogram,
     prefill_seconds: Histogram,
     prefill_queue_seconds: Histogram,
+    pub(crate) measured: Gauges,
 }
 
 impl Metrics {
@@ -98,6 +101,7 @@ impl Metrics {
             kv_decode_seconds: seconds("router_kv_decode_seconds", "Decoding of a request's cache"),
             prefill_seconds: seconds("router_prefill_seconds", "Forward passes over a prompt"),
             prefill_queue_seconds: seconds("router_prefill_queue_seconds", "Wait for the prefill engine"),
+            measured: Gauges::new(registry),
         }
     }
 

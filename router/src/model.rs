@@ -84,6 +84,12 @@ impl RouterModel {
         let max_model_len = config.max_position_embeddings;
         Ok(Self { identity, model_dir: model_dir.to_owned(), served_name, max_model_len })
     }
+
+    /// Bytes of bf16 keys and values that a token has.
+    pub(crate) fn bytes_per_token(&self) -> u32 {
+        let ModelIdentity { layers, kv_heads, head_dim, .. } = self.identity;
+        layers.saturating_mul(kv_heads).saturating_mul(head_dim).saturating_mul(4)
+    }
 }
 
 /// Name of the directory, links and dots resolved where possible.
@@ -101,6 +107,7 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
         let model = RouterModel::load(&dir, None).unwrap();
         let identity = &model.identity;
+        assert_eq!(model.bytes_per_token(), 6144);
         assert_eq!((identity.layers, identity.kv_heads, identity.head_dim), (8, 3, 64));
         assert_eq!((model.served_name.as_str(), model.max_model_len), ("tiny-llama", 8192));
         assert_eq!(RouterModel::load(&dir, Some("other")).unwrap().identity.model_id, "other");

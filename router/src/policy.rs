@@ -1,19 +1,23 @@
-//! Where a request runs, how its cache is coded, and what may be tried again: pure functions of what is known of the
-//! cluster. Nothing is measured or reserved here; the nodes have the last word.
+//! Where a request runs and what may be tried again: functions of what is known of the cluster. How its cache is coded is
+//! decided in [`crate::choice`]. Nothing is measured or reserved here; the nodes have the last word.
 
 use std::cmp::Reverse;
 
 use clap::ValueEnum;
-use openai::{KvCodec, KvMode as Wish, KvOptions};
+use openai::KvOptions;
 use transport::ids::NodeId;
-use transport::message::{FailureKind, KvCoding, KvMode};
+use transport::message::{FailureKind, KvCoding};
 
+use crate::choice::{Choice, decide};
+use crate::estimates::Estimates;
+use crate::latency::Way;
 use crate::leg::{Cause, Phase};
 
 /// When a decode node runs prompts itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LocalPrefill {
-    /// While there is no prefill node, or when the only ones have just refused the request.
+    /// While there is no prefill node, when the only ones have just refused the request, and where the forecast for
+    /// `kv_codec: "auto"` says so.
     #[default]
     Auto,
     /// Never: without a prefill node requests are refused.
@@ -26,14 +30,19 @@ pub enum LocalPrefill {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) node: NodeId,
-    /// Requests it is working on.
+    /// Requests it is working on, by its own last word or by ours.
     pub(crate) in_flight: u32,
+    /// Requests it has from here at this moment.
+    pub(crate) assigned: u32,
     /// Requests it admits at once.
     pub(crate) max_sessions: u32,
     /// Longest prompt plus generation it takes.
     pub(crate) max_session_tokens: u32,
     /// Whether it can speak codecs that need a plan.
     pub(crate) has_plan: bool,
+    /// Tokens that it runs as one chunk, and that it codes as one after the prompt.
+    pub(crate) chunk_tokens: u32,
+    pub(crate) after_chunk_tokens: u32,
 }
 
 impl Candidate {
@@ -62,8 +71,17 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) local_prefill: LocalPrefill,
-    /// Shortest prompt for which `kv_codec: "auto"` means kvtc.
-    pub(crate) kvtc_min_tokens: u32,
+    /// Bytes of bf16 cache that a token has.
+    pub(crate) bytes_per_token: u32,
+}
+
+/// Whose turn it is where the choice is otherwise even.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// Rotates among equal nodes.
+    pub(crate) number: u64,
+    /// Whether `kv_codec: "auto"` looks at its second best way.
+    pub(crate) explore: bool,
 }
 
 /// Where a request runs.
@@ -92,48 +110,40 @@ pub(crate) enum Unplaceable {
     NoPlan,
 }
 
-/// Chooses the least loaded nodes that can serve the request; `turn` rotates among equals.
+/// Chooses the least loaded nodes that can serve the request, and the way it takes on them.
 pub(crate) fn place(
     candidates: &Candidates,
     wanted: &Wanted,
     rules: &Rules,
-    turn: u64,
-) -> Result<Placement, Unplaceable> {
+    turn: Turn,
+    estimates: &Estimates,
+) -> Result<(Placement, Choice), Unplaceable> {
     let needed = wanted.prompt_tokens.saturating_add(wanted.max_tokens);
     let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
-    let is_local = match rules.local_prefill {
-        LocalPrefill::Always => true,
-        LocalPrefill::Auto => candidates.prefill.is_empty(),
-        LocalPrefill::Never => false,
+    let must_be_local = match rules.local_prefill {
+        LocalPrefill::Always => Some("decode nodes run all prompts (--local-prefill always)"),
+        LocalPrefill::Auto => candidates.prefill.is_empty().then_some("no prefill node can take it now"),
+        LocalPrefill::Never => None,
     };
-    if is_local {
-        let decode = least_loaded(decode, turn).ok_or(Unplaceable::NoDecode)?;
-        return Ok(Placement::Local { decode: decode.node.clone() });
+    if let Some(why) = must_be_local {
+        let decode = least_loaded(decode, turn.number).ok_or(Unplaceable::NoDecode)?;
+        return Ok((Placement::Local { decode: decode.node.clone() }, Choice::local(why)));
     }
     let prefill = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
     let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
-    let decode = least_loaded(decode.into_iter().filter(can_code), turn).ok_or(Unplaceable::NoPlan)?;
-    let prefill = least_loaded(prefill.into_iter().filter(can_code), turn).ok_or(Unplaceable::NoPlan)?;
-    Ok(Placement::Split {
-        prefill: prefill.node.clone(),
-        decode: decode.node.clone(),
-        coding: coding(wanted, rules, prefill.has_plan && decode.has_plan),
-    })
-}
-
-/// The codec for a pair: transform coding saves nothing on short prompts, whose tokens are nearly all attention sinks
-/// and recent window, which it codes finely or not at all.
-fn coding(wanted: &Wanted, rules: &Rules, has_plan: bool) -> KvCoding {
-    let codec = match wanted.kv.codec {
-        KvCodec::Auto if has_plan && wanted.prompt_tokens >= rules.kvtc_min_tokens => KvCodec::Kvtc,
-        KvCodec::Auto => KvCodec::Raw,
-        asked => asked,
+    let decode = least_loaded(decode.into_iter().filter(can_code), turn.number).ok_or(Unplaceable::NoPlan)?;
+    let prefill =
+        least_loaded(prefill.into_iter().filter(can_code), turn.number).ok_or(Unplaceable::NoPlan)?;
+    let choice = decide(wanted, rules, (prefill, decode), estimates, turn.explore);
+    let (prefill, decode) = (prefill.node.clone(), decode.node.clone());
+    let placement = match choice.way {
+        Way::Local => Placement::Local { decode },
+        Way::Split { codec, mode } => {
+            let coding = KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier, mode };
+            Placement::Split { prefill, decode, coding }
+        }
     };
-    let mode = match (codec, wanted.kv.mode) {
-        (KvCodec::Kvtc, Wish::Auto | Wish::After) => KvMode::After,
-        _ => KvMode::Stream,
-    };
-    KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier, mode }
+    Ok((placement, choice))
 }
 
 fn long_enough(nodes: &[Candidate], needed: u32, none: Unplaceable) -> Result<Vec<&Candidate>, Unplaceable> {

@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use openai::{KvCodec, KvMode as Wish};
 use transport::message::Failure;
 
 use super::*;
+use crate::measured::Gauges;
 
 fn node(name: &str, in_flight: u32) -> Candidate {
     Candidate {
         node: NodeId(name.into()),
         in_flight,
+        assigned: in_flight,
         max_sessions: 8,
         max_session_tokens: 1000,
         has_plan: true,
+        chunk_tokens: 256,
+        after_chunk_tokens: 2048,
     }
 }
 
@@ -28,13 +33,26 @@ fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted {
     }
 }
 
-const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, kvtc_min_tokens: 256 };
+const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, bytes_per_token: 6144 };
 
-/// "prefill>decode:codec" or "decode", or the reason.
-fn placed(candidates: &Candidates, wanted: &Wanted, rules: &Rules, turn: u64) -> String {
-    match place(candidates, wanted, rules, turn) {
-        Ok(Placement::Split { prefill, decode, coding }) => format!("{prefill}>{decode}:{}", coding.codec),
-        Ok(Placement::Local { decode }) => decode.0,
+fn nothing_known() -> Estimates {
+    Estimates::new(Gauges::new(&service::Registry::new()))
+}
+
+/// Places with nothing measured.
+fn place_new(candidates: &Candidates, wanted: &Wanted, rules: &Rules) -> Result<Placement, Unplaceable> {
+    let turn = Turn { number: 0, explore: false };
+    place(candidates, wanted, rules, turn, &nothing_known()).map(|(placement, _choice)| placement)
+}
+
+/// "prefill>decode:codec" or "decode", or the reason, with nothing measured.
+fn placed(candidates: &Candidates, wanted: &Wanted, rules: &Rules, number: u64) -> String {
+    let turn = Turn { number, explore: false };
+    match place(candidates, wanted, rules, turn, &nothing_known()) {
+        Ok((Placement::Split { prefill, decode, .. }, choice)) => {
+            format!("{prefill}>{decode}:{}", choice.way.name())
+        }
+        Ok((Placement::Local { decode }, _)) => decode.0,
         Err(reason) => reason.to_string(),
     }
 }
@@ -60,29 +78,29 @@ fn equals_take_turns() {
 }
 
 #[test]
-fn auto_codes_long_prompts_between_nodes_with_a_plan() {
+fn wishes_are_kept_and_need_a_plan_where_the_codec_does() {
     let without = |name| Candidate { has_plan: false, ..node(name, 0) };
     let both = candidates(vec![node("p", 0)], vec![node("d", 0)]);
     let one = candidates(vec![node("p", 0)], vec![without("d")]);
     for (nodes, prompt, codec, expected) in [
-        (&both, 255, KvCodec::Auto, "p>d:raw"),
-        (&both, 256, KvCodec::Auto, "p>d:kvtc"),
         (&both, 900, KvCodec::Raw, "p>d:raw"),
-        (&both, 5, KvCodec::Kvtc, "p>d:kvtc"),
-        (&one, 900, KvCodec::Auto, "p>d:raw"),
+        (&both, 5, KvCodec::Kvtc, "p>d:kvtc/after"),
+        (&both, 5, KvCodec::KvtcPaper, "p>d:kvtc-paper"),
         (&one, 900, KvCodec::Lossless, "p>d:lossless"),
         (&one, 5, KvCodec::Fp8, "p>d:fp8"),
     ] {
         assert_eq!(placed(nodes, &wanted(prompt, codec), &AUTO, 0), expected);
     }
-    assert_eq!(place(&one, &wanted(900, KvCodec::Kvtc), &AUTO, 0), Err(Unplaceable::NoPlan));
+    for codec in [KvCodec::Kvtc, KvCodec::KvtcPaper, KvCodec::KvtcPaperCodedWindow] {
+        assert_eq!(place_new(&one, &wanted(900, codec), &AUTO), Err(Unplaceable::NoPlan));
+    }
 }
 
 #[test]
 fn a_wish_for_kvtc_goes_to_nodes_with_a_plan_even_if_they_are_busier() {
     let bare = Candidate { has_plan: false, ..node("bare", 0) };
     let nodes = candidates(vec![node("p", 0)], vec![bare, node("planned", 7)]);
-    assert_eq!(placed(&nodes, &wanted(10, KvCodec::Kvtc), &AUTO, 0), "p>planned:kvtc");
+    assert_eq!(placed(&nodes, &wanted(10, KvCodec::Kvtc), &AUTO, 0), "p>planned:kvtc/after");
 }
 
 #[test]
@@ -107,7 +125,7 @@ fn what_is_missing_is_named() {
     let none = Candidates::default();
     let prefill_only = candidates(vec![node("p", 0)], vec![]);
     for nodes in [none, prefill_only] {
-        assert_eq!(place(&nodes, &wanted(1, KvCodec::Auto), &AUTO, 0), Err(Unplaceable::NoDecode));
+        assert_eq!(place_new(&nodes, &wanted(1, KvCodec::Auto), &AUTO), Err(Unplaceable::NoDecode));
     }
 }
 
@@ -118,7 +136,7 @@ fn sessions_go_where_they_fit() {
     assert_eq!(placed(&nodes, &wanted(90, KvCodec::Raw), &AUTO, 0), "p>short:raw");
     assert_eq!(placed(&nodes, &wanted(91, KvCodec::Raw), &AUTO, 0), "p>long:raw");
     let too_long = Unplaceable::TooLong { needed: 1001, longest: 1000 };
-    assert_eq!(place(&nodes, &wanted(991, KvCodec::Raw), &AUTO, 0), Err(too_long));
+    assert_eq!(place_new(&nodes, &wanted(991, KvCodec::Raw), &AUTO), Err(too_long));
 }
 
 #[test]

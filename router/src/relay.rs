@@ -18,6 +18,7 @@ use transport::message::{
     Request, Reserve, Role, Sampling, Transfer,
 };
 
+use crate::choice::Choice;
 use crate::cluster::{Assigned, Cluster, Pair};
 use crate::config::Config;
 use crate::error::Error;
@@ -54,6 +55,8 @@ pub(crate) struct Job {
 pub(crate) struct Tokens {
     pub(crate) first_token: u32,
     pub(crate) transfer: Transfer,
+    /// How the request came to run where it does.
+    pub(crate) choice: Choice,
     decode: Leg,
     deadline: Duration,
 }
@@ -107,7 +110,7 @@ impl Relay {
 
     /// One attempt on one pair. Whatever fails, both legs are dropped, and that cancels both sides.
     async fn attempt(&self, job: &Job, pair: Pair) -> Result<Tokens, NodeError> {
-        let Pair { decode, prefill } = pair;
+        let Pair { decode, prefill, choice } = pair;
         let (kv_address, instance) = (decode.kv_address, decode.peer.hello().instance);
         let (mut decode, ticket) = self.reserve(job, decode, prefill.is_none()).await?;
         let mut prefill = match prefill {
@@ -125,7 +128,8 @@ impl Relay {
             // The cache is there, so prefill is done but for saying so; the client need not wait for that.
             tokio::spawn(prefill.settle(self.reserve));
         }
-        Ok(Tokens { first_token, transfer, decode, deadline: self.next_token })
+        self.cluster.learn(prompt_tokens(job), &decode.node().id, &transfer);
+        Ok(Tokens { first_token, transfer, choice, decode, deadline: self.next_token })
     }
 
     async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {

@@ -87,7 +87,7 @@ pub async fn start(
 
     let (registry, readiness) = (Registry::new(), Readiness::starting());
     let metrics = Metrics::new(&registry);
-    let cluster = Cluster::new(config.rules(), readiness.clone(), metrics.clone());
+    let cluster = Cluster::new(config.rules(&model), readiness.clone(), metrics.clone());
     let relay = Relay::new(cluster.clone(), metrics.clone(), config);
     let app = Arc::new(App::new(config, &model, tokenizer, relay, metrics, shutdown.clone()));
     take_nodes(endpoint.clone(), cluster.clone(), config.silence_seconds, &shutdown);

@@ -140,13 +140,13 @@ async fn without_a_prefill_node_decode_runs_the_prompt() {
 
 #[tokio::test]
 async fn long_prompts_are_coded_and_codec_wishes_are_kept() {
-    let bench = Bench::with(|config| config.kvtc_min_tokens = 64).await;
+    let bench = Bench::new().await;
     let (mut prefill, _decode) = bench.pair(story()).await;
     let long = "a dog and a cat ".repeat(40);
     for (fields, expected) in [
         (json!({"prompt": long}), ("kvtc", 32, KvMode::After)),
         (json!({"prompt": long, "kv_codec": "raw"}), ("raw", 32, KvMode::Stream)),
-        (json!({"prompt": long, "kv_mode": "stream"}), ("kvtc", 32, KvMode::Stream)),
+        (json!({"prompt": long, "kv_codec": "kvtc", "kv_mode": "stream"}), ("kvtc", 32, KvMode::Stream)),
         (json!({"prompt": "short", "kv_codec": "kvtc", "kv_tier": 8}), ("kvtc", 8, KvMode::After)),
     ] {
         let mut fields = fields;
@@ -154,6 +154,35 @@ async fn long_prompts_are_coded_and_codec_wishes_are_kept() {
         bench.answered(&body(fields)).await;
         let Seen::Prefill(coding, _) = prefill.seen().await else { panic!("not a prefill") };
         assert_eq!((coding.codec.as_str(), coding.tier, coding.mode), expected);
+    }
+}
+
+#[tokio::test]
+async fn what_a_request_shows_is_an_input_of_the_next_ones_forecast() {
+    let bench = Bench::with(|config| config.local_prefill = router::LocalPrefill::Never).await;
+    let (mut prefill, _decode) = bench.pair(story()).await;
+    let long = body(json!({"prompt": "a dog and a cat ".repeat(100), "max_tokens": 64, "kv_transfer": true}));
+    let first = bench.answered(&long).await.kv_transfer.unwrap();
+    assert_eq!((first.predicted_ms, first.bypass_reason, first.link_gbps), (None, None, Some(40.0)));
+    for line in [
+        "kvferry_router_link_gbps{prefill=\"p1\",decode=\"d1\"} 40.0",
+        "kvferry_router_codec_ratio{codec=\"kvtc\",mode=\"after\",tier=\"32\"} 20.0",
+        "kvferry_router_choices_total{way=\"kvtc/after\",reason=\"unmeasured\"} 1",
+    ] {
+        bench.sees(line).await;
+    }
+    let second = bench.answered(&long).await.kv_transfer.unwrap();
+    assert!(second.predicted_ms.unwrap() > 1.0);
+    // The stub's codec is slow, its link is not.
+    bench.sees("kvferry_router_choices_total{way=\"raw\",reason=\"predicted\"} 1").await;
+    assert!(second.bypass_reason.unwrap().starts_with("link is fast: raw predicted"));
+    assert!(matches!(prefill.seen().await, Seen::Prefill(coding, _) if coding.codec == "kvtc"));
+    assert!(matches!(prefill.seen().await, Seen::Prefill(coding, _) if coding.codec == "raw"));
+    let metrics = bench.metrics().await;
+    for name in
+        ["prompt_fixed_seconds", "prompt_token_seconds", "prefill_wait_seconds", "codec_bytes_per_second"]
+    {
+        assert!(metrics.contains(&format!("kvferry_router_{name}{{")), "{name} is missing in\n{metrics}");
     }
 }
 

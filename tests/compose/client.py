@@ -23,6 +23,10 @@ class Answer:
         return f"{self.status} {json.dumps(self.body)[:300]}"
 
 
+# What every request asks for: a report, and a split, which "auto" may well choose not to make between containers of one machine.
+ASKED = {"temperature": 0, "kv_transfer": True, "kv_codec": "kvtc"}
+
+
 class Client:
     """Talks to one router."""
 
@@ -47,14 +51,14 @@ class Client:
         return json.loads(self.get("/v1/models")[1])["data"][0]["id"]
 
     def complete(self, prompt, **fields):
-        asked = {"model": self.model(), "prompt": prompt, "max_tokens": 8, "temperature": 0, "kv_transfer": True}
+        asked = ASKED | {"model": self.model(), "prompt": prompt, "max_tokens": 8}
         connection, response = self._post(asked | fields)
         with contextlib.closing(connection):
             return Answer(response.status, json.loads(response.read()))
 
     def stream(self, prompt, **fields):
         """The events of a stream, one by one: objects, and the text "[DONE]" where the stream went well."""
-        asked = {"model": self.model(), "prompt": prompt, "temperature": 0, "stream": True, "kv_transfer": True}
+        asked = ASKED | {"model": self.model(), "prompt": prompt, "stream": True}
         connection, response = self._post(asked | fields)
         try:
             for line in response:

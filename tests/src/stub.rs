@@ -58,6 +58,8 @@ impl StubPrefill {
             max_session_tokens: 8192,
             kv_capacity_tokens: 8192,
             max_sessions: 8,
+            chunk_tokens: CHUNK as u32,
+            after_chunk_tokens: 0,
         };
         let (sender, jobs) = mpsc::channel(8);
         let take = move |mut router: Stream| {

@@ -11,6 +11,7 @@ use quinn::{ConnectionError, Incoming};
 use crate::error::{AcceptError, CloseCode, ConnectError, ConnectionLost};
 use crate::handshake::{self, Failed};
 use crate::message::Hello;
+use crate::meter::LinkMeter;
 use crate::peer::{Peer, StreamSettings};
 use crate::stream::Stream;
 use crate::tls;
@@ -40,7 +41,7 @@ impl Context {
     async fn greet(&self, connecting: quinn::Connecting) -> Result<Peer, Broken> {
         let connection = connecting.await?;
         let guard = CloseUnlessDone::new(connection.clone());
-        let stream = self.stream(connection.open_bi().await?);
+        let stream = self.stream(&connection, connection.open_bi().await?);
         match handshake::greet(stream, &self.hello, self.handshake_timeout).await {
             Ok(hello) => Ok(Peer::new(guard.done(), hello, self.streams.clone())),
             Err(failed) => Err(guard.fail(failed)),
@@ -59,15 +60,20 @@ impl Context {
     async fn answer(&self, incoming: Incoming) -> Result<Peer, Broken> {
         let connection = incoming.await?;
         let guard = CloseUnlessDone::new(connection.clone());
-        let stream = self.stream(connection.accept_bi().await?);
+        let stream = self.stream(&connection, connection.accept_bi().await?);
         match handshake::answer(stream, &self.hello, self.handshake_timeout).await {
             Ok(hello) => Ok(Peer::new(guard.done(), hello, self.streams.clone())),
             Err(failed) => Err(guard.fail(failed)),
         }
     }
 
-    fn stream(&self, halves: (quinn::SendStream, quinn::RecvStream)) -> Stream {
-        Stream::new(halves, self.streams.link.clone(), self.streams.write_timeout)
+    fn stream(
+        &self,
+        connection: &quinn::Connection,
+        halves: (quinn::SendStream, quinn::RecvStream),
+    ) -> Stream {
+        let StreamSettings { link, write_timeout, .. } = self.streams.clone();
+        Stream::new(halves, link, LinkMeter::new(connection.clone()), write_timeout)
     }
 }
 

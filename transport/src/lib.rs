@@ -18,6 +18,7 @@
 //! | [`peer`], [`dialer`] | one connection; one connection per address, with backoff |
 //! | [`stream`] | frames in and out, deadlines, cancellation by reset |
 //! | [`shaper`] | a link of a given speed, for demonstrations and measurements |
+//! | `meter` | how fast the path to a peer really is |
 //! | [`error`], [`stats`] | one error per operation; counters as plain values |
 //!
 //! Two nodes of one cluster, one stream between them:
@@ -80,6 +81,7 @@ pub mod frame;
 pub mod handshake;
 pub mod ids;
 pub mod message;
+mod meter;
 pub mod peer;
 pub mod shaper;
 pub mod stats;

@@ -93,6 +93,10 @@ pub struct Register {
     pub kv_capacity_tokens: u32,
     /// Concurrent requests the node admits before it answers [`FailureKind::Busy`].
     pub max_sessions: u32,
+    /// Tokens of a prompt that it runs, and streams, as one chunk.
+    pub chunk_tokens: u32,
+    /// Tokens of a cache that it codes as one chunk after the prompt (prefill nodes only, otherwise 0).
+    pub after_chunk_tokens: u32,
 }
 
 /// How busy a node is, sent at every heartbeat.
@@ -240,6 +244,9 @@ pub struct PrefillStats {
     /// Share of the time spent coding and sending, each summed over chunks, that lay before the end of the last forward
     /// pass: 0 when all of it followed, near 1 when the prompt pass hid it. Time in QUIC's own buffers is not seen.
     pub overlap: f32,
+    /// Speed of the path to the decode node in gigabits per second, as measured on this connection up to now
+    /// ([`crate::Sender::link_gbps`]); 0 before there was enough to measure, and for a local prefill.
+    pub link_gbps: f32,
 }
 
 /// What one cache transfer was; travels with [`FromDecode::Ready`].

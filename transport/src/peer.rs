@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::{CloseCode, ConnectionLost, OpenError};
 use crate::message::Hello;
+use crate::meter::LinkMeter;
 use crate::shaper::LinkShaper;
 use crate::stats::PeerStats;
 use crate::stream::Stream;
@@ -17,6 +18,7 @@ pub struct Peer {
     connection: quinn::Connection,
     hello: Arc<Hello>,
     settings: StreamSettings,
+    meter: LinkMeter,
 }
 
 /// What every stream of an endpoint shares.
@@ -29,7 +31,8 @@ pub(crate) struct StreamSettings {
 
 impl Peer {
     pub(crate) fn new(connection: quinn::Connection, hello: Hello, settings: StreamSettings) -> Self {
-        Self { connection, hello: Arc::new(hello), settings }
+        let meter = LinkMeter::new(connection.clone());
+        Self { connection, hello: Arc::new(hello), settings, meter }
     }
 
     /// What the peer said of itself.
@@ -92,6 +95,7 @@ impl Peer {
     }
 
     fn stream(&self, halves: (quinn::SendStream, quinn::RecvStream)) -> Stream {
-        Stream::new(halves, self.settings.link.clone(), self.settings.write_timeout)
+        let StreamSettings { link, write_timeout, .. } = self.settings.clone();
+        Stream::new(halves, link, self.meter.clone(), write_timeout)
     }
 }

@@ -22,7 +22,7 @@ const SLOWEST_GBPS: f64 = 1e-6;
 /// How late a busy link may be and still catch up.
 const CATCH_UP: Duration = Duration::from_millis(20);
 /// A link that nobody has used for so long was at rest, not late.
-const REST: Duration = Duration::from_millis(3);
+pub(crate) const REST: Duration = Duration::from_millis(3);
 /// How far ahead of its schedule a piece may go rather than wait for a timer that is coarser.
 const SLACK: Duration = Duration::from_micros(500);
 

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{ConnectionLost, RecvError, SendError, StreamCode};
 use crate::frame::{self, Decoder, Frame, RawFrame};
+use crate::meter::{LinkMeter, Writing};
 use crate::shaper::{LinkShaper, PIECE_BYTES};
 
 /// Pieces fetched from QUIC at once; about one datagram each.
@@ -32,9 +33,10 @@ impl Stream {
     pub(crate) fn new(
         (send, receive): (quinn::SendStream, quinn::RecvStream),
         link: LinkShaper,
+        meter: LinkMeter,
         write_timeout: Duration,
     ) -> Self {
-        Self { sender: Sender::new(send, link, write_timeout), receiver: Receiver::new(receive) }
+        Self { sender: Sender::new(send, link, meter, write_timeout), receiver: Receiver::new(receive) }
     }
 }
 
@@ -43,6 +45,7 @@ impl Stream {
 pub struct Sender {
     stream: quinn::SendStream,
     link: LinkShaper,
+    meter: LinkMeter,
     write_timeout: Duration,
     written: u64,
     state: SendState,
@@ -73,8 +76,8 @@ pub enum SendEnd {
 }
 
 impl Sender {
-    fn new(stream: quinn::SendStream, link: LinkShaper, write_timeout: Duration) -> Self {
-        Self { stream, link, write_timeout, written: 0, state: SendState::Open }
+    fn new(stream: quinn::SendStream, link: LinkShaper, meter: LinkMeter, write_timeout: Duration) -> Self {
+        Self { stream, link, meter, write_timeout, written: 0, state: SendState::Open }
     }
 
     /// Sends one message. A future dropped half-way leaves the stream closed for sending.
@@ -84,7 +87,10 @@ impl Sender {
     /// if the receiver took nothing for the write timeout; the others as they say.
     pub async fn send(&mut self, message: &impl Serialize) -> Result<(), SendError> {
         let bytes = frame::encode_message(message)?;
-        self.write_frame([bytes, Bytes::new()]).await
+        self.begin_frame()?;
+        self.write(bytes, None).await?;
+        self.state = SendState::Open;
+        Ok(())
     }
 
     /// Sends one data frame, without copying the payload. A future dropped half-way leaves the stream closed.
@@ -93,7 +99,13 @@ impl Sender {
     /// As [`Sender::send`], with [`frame::MAX_DATA_BYTES`] as the limit.
     pub async fn send_data(&mut self, payload: Bytes) -> Result<(), SendError> {
         let header = frame::data_header(payload.len())?;
-        self.write_frame([Bytes::copy_from_slice(&header), payload]).await
+        self.begin_frame()?;
+        let writing = self.meter.writing(self.link.gbps().is_some());
+        self.write(Bytes::copy_from_slice(&header), None).await?;
+        self.write(payload, Some(&writing)).await?;
+        writing.finish();
+        self.state = SendState::Open;
+        Ok(())
     }
 
     /// Says that no more frames follow. Delivery goes on in the background for as long as the connection lives;
@@ -124,6 +136,12 @@ impl Sender {
         self.written
     }
 
+    /// Gigabits (10^9 bits) of UDP payload per second that the path to the peer takes, measured over all streams of the
+    /// connection while data frames were waiting to be sent; none before there was enough of that.
+    pub fn link_gbps(&self) -> Option<f64> {
+        self.meter.bytes_per_second().map(|speed| speed * 8.0 / 1e9)
+    }
+
     /// Resolves when the peer wants no more, when everything was delivered after [`Sender::finish`], or when the
     /// connection is gone. Does not borrow the sender, so it can be awaited beside a send.
     pub fn stopped(&self) -> impl Future<Output = SendEnd> + Send + 'static {
@@ -138,19 +156,15 @@ impl Sender {
         }
     }
 
-    async fn write_frame(&mut self, parts: [Bytes; 2]) -> Result<(), SendError> {
+    fn begin_frame(&mut self) -> Result<(), SendError> {
         if self.state != SendState::Open {
             return Err(SendError::Closed);
         }
         self.state = SendState::MidFrame;
-        for part in parts {
-            self.write(part).await?;
-        }
-        self.state = SendState::Open;
         Ok(())
     }
 
-    async fn write(&mut self, mut bytes: Bytes) -> Result<(), SendError> {
+    async fn write(&mut self, mut bytes: Bytes, measured: Option<&Writing>) -> Result<(), SendError> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
             let length = piece.len();
@@ -160,6 +174,9 @@ impl Sender {
                 Err(_elapsed) => return Err(SendError::Stalled { after: self.write_timeout }),
             }
             self.written += length as u64;
+            if let Some(writing) = measured {
+                writing.wrote(length);
+            }
         }
         Ok(())
     }

@@ -75,7 +75,13 @@ fn transfer() -> Transfer {
         wire_bytes: 1 << 35,
         wire_ms: 12.5,
         decode_ms: 3.25,
-        prefill: PrefillStats { queue_ms: 1.0, prefill_ms: 250.0, encode_ms: 40.0, overlap: 0.5 },
+        prefill: PrefillStats {
+            queue_ms: 1.0,
+            prefill_ms: 250.0,
+            encode_ms: 40.0,
+            overlap: 0.5,
+            link_gbps: 9.5,
+        },
     }
 }
 
@@ -87,6 +93,8 @@ async fn every_message_arrives_as_it_was_sent() {
         max_session_tokens: 131_072,
         kv_capacity_tokens: 1 << 20,
         max_sessions: 32,
+        chunk_tokens: 256,
+        after_chunk_tokens: 2048,
     };
     let load = Load { running: 1, waiting: 2, kv_used_tokens: 3, is_draining: true };
     crosses(&pair, vec![Control::Register(register), Control::Heartbeat(load)]).await;

@@ -4,22 +4,24 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use codec::probe::{Product, multiply};
+use codec::probe::{Product, Work, multiply, sgemm};
 use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, Plan};
+use model::{KvCache, Sampling};
 use node::Loaded;
-use node::prompt::export;
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, PromptPass, export, pieces, shifts};
 use openai::Tokenizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::Args;
-use super::model::run_prompt;
 use super::timing::{Figures, median, seconds};
 use crate::prompts::{retrieval, text_tokens};
 
 const CHUNK: usize = 256;
+/// Rows and columns of the product that shows what the machine can do.
+const SGEMM_SIZE: usize = 1024;
 
-/// What is measured: a prompt and both ends of the codec.
+/// What is measured: a prompt and both ends of the codec, which codes after the prompt, with a step per token.
 struct Subject {
     loaded: Loaded,
     plan: Arc<Plan>,
@@ -34,8 +36,11 @@ struct Times {
     prefill: f64,
     encode: f64,
     decode: f64,
-    project: f64,
-    reconstruct: f64,
+    cold_encode: f64,
+    cold_decode: f64,
+    project: Work,
+    reconstruct: Work,
+    sgemm: f64,
 }
 
 pub(crate) fn codec(args: &Args, tier: u8) -> anyhow::Result<Figures> {
@@ -68,36 +73,56 @@ impl Subject {
     /// Everything once, and the bytes that the cache was coded to.
     fn run(&self) -> anyhow::Result<(Times, usize)> {
         let (prefill, blocks) = self.prefill()?;
-        let (encode, chunks) = seconds(|| {
-            Ok(blocks.iter().map(|b| self.encoder.encode(b)).collect::<codec::Result<Vec<_>>>()?)
-        })?;
-        let (decode, _) = seconds(|| {
-            Ok(chunks.iter().map(|c| self.decoder.decode(c)).collect::<codec::Result<Vec<_>>>()?)
-        })?;
-        let (project, reconstruct) = (self.product(Product::Project)?, self.product(Product::Reconstruct)?);
-        let times = Times { prefill, encode, decode, project, reconstruct };
+        let encode = |encoder: &Encoder| {
+            let code = |(block, shifts): &(KvBlock, Vec<i8>)| encoder.encode_with_shifts(block, Some(shifts));
+            seconds(|| Ok(blocks.iter().map(code).collect::<codec::Result<Vec<_>>>()?))
+        };
+        let decode = |decoder: &Decoder, chunks: &[Vec<u8>]| {
+            seconds(|| Ok(chunks.iter().map(|c| decoder.decode(c)).collect::<codec::Result<Vec<_>>>()?))
+        };
+        // A copy of a plan has no rows of earlier tokens at hand.
+        let cold = || self.ends(&Arc::new(Plan::clone(&self.plan)));
+        let (cold_encode, chunks) = encode(&cold()?.0)?;
+        let (cold_decode, _) = decode(&cold()?.1, &chunks)?;
+        let (encode, chunks) = encode(&self.encoder)?;
+        let (decode, _) = decode(&self.decoder, &chunks)?;
+        let shifts: Vec<i8> = blocks.iter().flat_map(|(_, shifts)| shifts).copied().collect();
+        let [project, reconstruct] = [Product::Project, Product::Reconstruct]
+            .map(|which| multiply(&self.plan, self.tier, &shifts, which));
+        let sgemm = sgemm(SGEMM_SIZE).gflops();
+        let times = Times { prefill, encode, decode, cold_encode, cold_decode, project, reconstruct, sgemm };
         Ok((times, chunks.iter().map(Vec::len).sum()))
     }
 
-    fn prefill(&self) -> anyhow::Result<(f64, Vec<KvBlock>)> {
-        let (time, cache) = seconds(|| run_prompt(&self.loaded.llama, &self.tokens, 0))?;
-        let starts = (0..self.tokens.len()).step_by(CHUNK);
-        let blocks = starts.map(|start| export(&cache, start..(start + CHUNK).min(self.tokens.len())));
-        Ok((time, blocks.collect::<Result<_, _>>()?))
+    /// Encoder and decoder with this copy of the plan.
+    fn ends(&self, plan: &Arc<Plan>) -> anyhow::Result<(Encoder, Decoder)> {
+        let (layout, model) = (&self.loaded.layout, self.loaded.llama.fingerprint());
+        let (coding, tokens) = (Coding { kind: CodecKind::Kvtc, tier: self.tier }, self.tokens.len());
+        let encoder = Encoder::new(layout.clone(), model, Some(Arc::clone(plan)), coding, tokens)?;
+        let encoder = encoder.predicting(self.loaded.token_features(), Arc::from(self.tokens.as_slice()))?;
+        let decoder = Decoder::new(layout.clone(), model, Some(Arc::clone(plan)), Limits::default())?;
+        Ok((encoder, decoder.predicting(self.loaded.token_features())))
     }
 
-    fn product(&self, product: Product) -> anyhow::Result<f64> {
+    fn prefill(&self) -> anyhow::Result<(f64, Vec<(KvBlock, Vec<i8>)>)> {
+        let llama = &self.loaded.llama;
+        let mut cache = KvCache::new(llama.config(), self.tokens.len());
+        let mut pass = PromptPass::new(self.tokens.clone(), CHUNK).collecting(self.loaded.layer_weights());
         let (time, ()) = seconds(|| {
-            multiply(&self.plan, self.tier, self.tokens.len(), product);
+            while pass.advance(llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
             Ok(())
         })?;
-        Ok(time)
+        let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+        let pieces = pieces(self.tokens.len(), AFTER_CHUNK_TOKENS);
+        let blocks = pieces.map(|piece| Ok((export(&cache, piece.clone())?, shifts[piece].to_vec())));
+        Ok((time, blocks.collect::<model::Result<_>>()?))
     }
 
     fn figures(&self, runs: &[Times], wire: usize) -> Figures {
         let of = |field: fn(&Times) -> f64| median(runs.iter().map(field).collect());
         let (encode, decode, prefill) = (of(|t| t.encode), of(|t| t.decode), of(|t| t.prefill));
-        let (project, reconstruct) = (of(|t| t.project), of(|t| t.reconstruct));
+        let (project, reconstruct) =
+            (of(|t| t.project.time.as_secs_f64()), of(|t| t.reconstruct.time.as_secs_f64()));
         let raw = self.tokens.len() * self.loaded.layout.bytes_per_token();
         let mut figures = Figures::default();
         figures.put("prompt_tokens", self.tokens.len() as f64);
@@ -109,10 +134,15 @@ impl Subject {
         figures.put("decode_ms", decode * 1e3);
         figures.put("encode_mb_per_s", raw as f64 / 1e6 / encode);
         figures.put("decode_mb_per_s", raw as f64 / 1e6 / decode);
+        figures.put("cold_encode_ms", of(|t| t.cold_encode) * 1e3);
+        figures.put("cold_decode_ms", of(|t| t.cold_decode) * 1e3);
         figures.put("codec_share_of_prefill", (encode + decode) / prefill);
         figures.put("encode_product_ms", project * 1e3);
         figures.put("decode_product_ms", reconstruct * 1e3);
         figures.put("products_share_of_codec", (project + reconstruct) / (encode + decode));
+        figures.put("encode_product_gflops", of(|t| t.project.gflops()));
+        figures.put("decode_product_gflops", of(|t| t.reconstruct.gflops()));
+        figures.put("sgemm_gflops", of(|t| t.sgemm));
         figures
     }
 }

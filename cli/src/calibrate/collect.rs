@@ -47,20 +47,21 @@ impl Document {
     }
 }
 
-/// Hands documents to `take` until `wanted` tokens were seen or the texts are used up.
+/// Hands documents to `take` until `wanted` tokens or `most` documents were seen or the texts are used up.
 pub(crate) fn collect(
     loaded: &Loaded,
     documents: &mut Documents<'_>,
-    wanted: usize,
+    (wanted, most): (usize, usize),
     progress: &ProgressBar,
     mut take: impl FnMut(Document) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
-    let mut seen = 0;
-    while seen < wanted {
+    let (mut seen, mut taken) = (0, 0);
+    while seen < wanted && taken < most {
         let Some(ids) = documents.next()? else { break };
         let count = ids.len() - SINK_TOKENS;
         take(Document::run(loaded, ids, None)?)?;
         seen += count;
+        taken += 1;
         progress.inc(count as u64);
     }
     Ok(seen)

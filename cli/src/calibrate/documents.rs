@@ -82,6 +82,11 @@ impl<'a> Documents<'a> {
         Ok(None)
     }
 
+    /// The texts that no document was made from yet.
+    pub(super) fn rest(&self) -> &'a [String] {
+        &self.texts[self.next.min(self.texts.len())..]
+    }
+
     fn plain(&mut self) -> anyhow::Result<Vec<u32>> {
         let mut tokens = self.tokenizer.encode(&self.texts[self.next])?;
         self.next += 1;

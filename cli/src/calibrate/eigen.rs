@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use faer::linalg::solvers::Solve as _;
 use faer::{Mat, MatRef, Side};
 
-/// Eigenvectors of a symmetric `[features, features]` matrix, one per row, in no promised order.
+/// Eigenvectors of a symmetric `[features, features]` matrix, one per row, that of the largest eigenvalue first.
 ///
 /// # Errors
 /// If the solver does not converge.
@@ -15,7 +15,8 @@ pub(super) fn axes(covariance: &[f64], features: usize) -> anyhow::Result<Vec<f3
         .map_err(|e| anyhow!("the eigensolver failed on the covariance: {e:?}"))?;
     let vectors = eigen.U();
     let vector = |i| (0..features).map(move |j| vectors[(j, i)] as f32);
-    Ok((0..features).flat_map(vector).collect())
+    // The solver has them the other way round.
+    Ok((0..features).rev().flat_map(vector).collect())
 }
 
 /// Regression of the last `[outputs]` variables of a joint covariance, `[inputs + outputs]` squared, on the first ones: the map,
@@ -80,6 +81,12 @@ mod tests {
         let covariance: Vec<f64> =
             (0..n * n).map(|i| (0..n).map(|k| a[k * n + i / n] * a[k * n + i % n]).sum()).collect();
         let axes = axes(&covariance, n).unwrap();
+        let energy = |i: usize| {
+            let axis = &axes[i * n..(i + 1) * n];
+            let image = |r: usize| (0..n).map(|k| f64::from(axis[k]) * covariance[r * n + k]).sum::<f64>();
+            (0..n).map(|r| f64::from(axis[r]) * image(r)).sum::<f64>()
+        };
+        assert!((1..n).all(|i| energy(i - 1) >= energy(i) - 1e-6));
         let axis = |i: usize| axes[i * n..(i + 1) * n].iter().map(|x| f64::from(*x));
         for i in 0..n {
             let image: Vec<f64> =

@@ -10,8 +10,10 @@ use rand::{Rng, RngExt};
 use super::collect::SINK_TOKENS;
 use super::gradient::{CacheGradient, Gradient};
 
-/// Longest document that is used, in tokens.
+/// Longer documents are cut, in tokens.
 const MAX_TOKENS: usize = 2048;
+/// Memory for one document's backward pass.
+const MEMORY_BYTES: usize = 2 << 30;
 
 /// Mean squared gradient per feature; features in the order layer, head, dimension.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,16 +26,17 @@ pub(super) struct Fisher {
     pub(super) tokens: usize,
 }
 
-/// Longest document worth giving to [`fisher`], in tokens. Its memory, weights aside, grows as
-/// `tokens * (2 * layers * hidden_size + 12 * intermediate_size)` numbers plus about 0.6 GiB, so that 2,048 tokens stay
-/// below 2 GiB for models of a few billion parameters.
+/// Longest document that [`fisher`] uses, in tokens: what fits 2 GiB beside the weights in f32. A token needs the residual
+/// stream twice per layer, its cache's gradient and about twelve vectors as wide as the feed-forward layer.
 pub(super) fn document_tokens(config: &model::Config) -> usize {
-    config.max_position_embeddings.min(MAX_TOKENS)
+    let residual = 2 * config.layers * config.hidden_size;
+    let token = residual + 2 * config.kv_features() + 12 * config.intermediate_size;
+    (MEMORY_BYTES / 4 / token).min(config.max_position_embeddings).min(MAX_TOKENS)
 }
 
 /// Estimates the diagonal over documents until `wanted` tokens were seen or the documents are used up. Longer documents
-/// are cut to [`document_tokens`]. The sinks are left out because the codec sends them exact, and the last token because
-/// nothing after it reads its cache but its own prediction.
+/// are cut to [`document_tokens`]. The sinks are left out because the codec sends them exact, the last token because no
+/// later one reads its cache.
 ///
 /// # Errors
 /// When a document cannot be had, the model's prediction is not finite, or no document has a token that counts.
@@ -198,6 +201,20 @@ mod tests {
         let feature = |dim| (layer * KV_HEADS + kv_head) * HEAD_DIM + dim;
         assert_eq!(zeros(&fisher.keys), dims.map(feature));
         assert!(zeros(&fisher.values).is_empty());
+    }
+
+    #[test]
+    fn documents_are_as_long_as_model_and_memory_allow() {
+        let dir = tempfile::tempdir().unwrap();
+        random_model::write(dir.path(), |_, _| {});
+        let mut config = model::Config::load(dir.path()).unwrap();
+        assert_eq!(document_tokens(&config), config.max_position_embeddings);
+        config.max_position_embeddings = 131_072;
+        assert_eq!(document_tokens(&config), MAX_TOKENS);
+        // Llama 3.1 8B.
+        (config.layers, config.hidden_size, config.intermediate_size) = (32, 4096, 14_336);
+        (config.kv_heads, config.head_dim) = (8, 128);
+        assert!((1000..1200).contains(&document_tokens(&config)));
     }
 
     #[test]

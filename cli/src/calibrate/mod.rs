@@ -11,6 +11,7 @@ mod fisher;
 mod gradient;
 mod held_out;
 mod moments;
+mod quality;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device};
-use codec::fit::{Balance, PlanBuilder, Predictor};
+use codec::fit::{Balance, Basis, PlanBuilder, Predictor, add_paper};
 use codec::{KvLayout, MAX_FEATURES, Plan, TokenFeatures};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use node::Loaded;
@@ -48,6 +49,9 @@ const FISHER_FLOOR: f64 = 0.05;
 const LEAST_LAYER: f64 = 0.05;
 const MOST_LAYER: f64 = 20.0;
 
+/// Held-out rows that kvtc-paper's errors are measured on.
+const PAPER_ROWS: usize = 2_048;
+
 /// Fits the codec's plan for a model from sample text.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -63,9 +67,24 @@ pub struct Args {
     /// Tokens to calibrate on [default: 160,000, or 5 per feature where that is more].
     #[arg(long)]
     tokens: Option<usize>,
-    /// Longest document, in tokens; half of all tokens come from documents above 1,024.
-    #[arg(long, default_value_t = 4096)]
+    /// Longest document, in tokens; half of all tokens of plain documents come from those above 1,024.
+    #[arg(long, visible_alias = "sample-tokens", default_value_t = 4096, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(64..=1_048_576))]
     document_tokens: usize,
+    /// Calibrate on so many documents at most.
+    #[arg(long, value_name = "N")]
+    calibration_samples: Option<usize>,
+    /// Components kept at most of keys and of values [default: as many as any tier codes].
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=16_384))]
+    pca_rank: Option<usize>,
+    /// Body ratio that the plan is tuned for; any other can be asked for as well.
+    #[arg(long, value_name = "TIER", default_value_t = 32, value_parser = clap::value_parser!(u8).range(4..=128))]
+    target_ratio: u8,
+    /// Leave out the tables of kvtc-paper: a third of the plan's bytes.
+    #[arg(long)]
+    without_paper: bool,
+    /// Find the cheapest tier whose KL on held-out documents stays within this, in nats.
+    #[arg(long, value_name = "NATS")]
+    max_kl: Option<f64>,
     /// Share of the tokens that come from documents with facts hidden in them and questions at the end: what is read far back.
     #[arg(long, default_value_t = 0.5, value_parser = share)]
     question_share: f64,
@@ -101,13 +120,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (keys, values) = moments(args, &loaded, &mut documents, &bars)?;
     let layers = layer_weights(&loaded.layout, &gradients, (&keys, &values));
     let held_out = HeldOut::run(&loaded, held_out, &layers, &bars)?;
-    let plan = fit(args, &loaded, (keys, values), (held_out, layers), &gradients, &bars)?;
+    let paper = (!args.without_paper).then(|| paper_rows(&held_out, features));
+    let mut plan = fit(args, &loaded, (&keys, &values), (held_out, layers), &gradients, &bars)?;
+    if let Some(rows) = paper {
+        plan = with_paper(args, plan, (&keys, &values), rows, &bars)?;
+    }
     let out = args.out.clone().unwrap_or_else(|| args.model.join(PLAN_FILE));
     let bytes = plan.to_bytes();
     write_whole(&out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
     report::print(&plan, bytes.len(), started.elapsed());
     eprintln!("plan {} written to {}", plan.id(), out.display());
-    Ok(())
+    match args.max_kl {
+        Some(max_kl) => quality::find(&args.model, &out, documents.rest(), max_kl),
+        None => Ok(()),
+    }
 }
 
 /// Writes beside the target and renames, so that no node ever reads half a plan.
@@ -151,7 +177,8 @@ fn moments(
     let bar = bar(bars, wanted as u64, "running documents through the model");
     let source = loaded.token_features();
     let mut moments = Moments::new(source.as_ref(), args.context.into(), features);
-    let seen = collect::collect(loaded, documents, wanted, &bar, |document| {
+    let most = args.calibration_samples.unwrap_or(usize::MAX);
+    let seen = collect::collect(loaded, documents, (wanted, most), &bar, |document| {
         Ok(moments.push(source.as_ref(), &document)?)
     })?;
     ensure!(
@@ -165,20 +192,20 @@ fn moments(
 fn fit(
     args: &Args,
     loaded: &Loaded,
-    (keys, values): (Side, Side),
+    (keys, values): (&Side, &Side),
     (mut held_out, layers): (HeldOut, Vec<f32>),
     gradients: &Fisher,
     bars: &MultiProgress,
 ) -> anyhow::Result<Plan> {
     let source = loaded.token_features();
     let bar = bar(bars, 3, "principal axes");
-    let predictor = predictor_of(args, source.as_ref(), (&keys, &values))?;
+    let predictor = predictor_of(args, source.as_ref(), (keys, values))?;
     bar.inc(1);
     let (of_keys, of_values) = predictor.as_ref().map(Predictor::maps).unwrap_or_default();
     let (key_weights, value_weights) = weights(gradients);
-    let key_basis = keys.weighted_basis(of_keys, &key_weights)?;
+    let key_basis = cut(args, keys.weighted_basis(of_keys, &key_weights)?);
     bar.inc(1);
-    let value_basis = values.weighted_basis(of_values, &value_weights)?;
+    let value_basis = cut(args, values.weighted_basis(of_values, &value_weights)?);
     bar.finish_with_message("principal axes");
     if let Some(predictor) = &predictor {
         held_out.remove(predictor, source.as_ref(), loaded.layout.features())?;
@@ -187,6 +214,7 @@ fn fit(
     let (layout, model) = (loaded.layout.clone(), loaded.llama.fingerprint());
     let mut builder = PlanBuilder::new(layout, model, (key_basis, keys), (value_basis, values))
         .balance(Balance::OneStep)
+        .target(args.target_ratio)
         .shifts(shifts)
         .layer_weights(layers);
     if let Some(predictor) = predictor {
@@ -196,6 +224,40 @@ fn fit(
         }
     }
     build(builder, bars)
+}
+
+/// Keeps the strongest components of a basis.
+fn cut(args: &Args, mut basis: Basis) -> Basis {
+    if let Some(rank) = args.pca_rank {
+        basis.vectors.truncate(rank * basis.mean.len());
+    }
+    basis
+}
+
+/// Rows as they are, which kvtc-paper codes.
+fn paper_rows(held_out: &HeldOut, features: usize) -> (Vec<f32>, Vec<f32>) {
+    let rows = held_out.ids.len();
+    let every = rows.div_ceil(PAPER_ROWS).max(1);
+    let sample = |side: &[f32]| side.chunks_exact(features).step_by(every).flatten().copied().collect();
+    (sample(&held_out.keys), sample(&held_out.values))
+}
+
+fn with_paper(
+    args: &Args,
+    plan: Plan,
+    (keys, values): (&Side, &Side),
+    rows: (Vec<f32>, Vec<f32>),
+    bars: &MultiProgress,
+) -> anyhow::Result<Plan> {
+    let bar = bar(bars, 1, "kvtc-paper");
+    let (of_keys, of_values) = (cut(args, keys.plain_basis()?), cut(args, values.plain_basis()?));
+    let plan = add_paper(&plan, (of_keys, rows.0), (of_values, rows.1), &mut |progress| {
+        bar.set_message(progress.stage);
+        bar.set_length(progress.total as u64);
+        bar.set_position(progress.done as u64);
+    })?;
+    bar.finish_with_message("kvtc-paper");
+    Ok(plan)
 }
 
 fn predictor_of(

@@ -103,8 +103,10 @@ pub struct Args {
 
 /// When kvtc codes a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Mode {
+pub(crate) enum Mode {
+    /// While the prompt runs, with one step for all tokens.
     Stream,
+    /// After the prompt, with a step per token.
     After,
 }
 
@@ -180,21 +182,11 @@ fn within(
             found.extend(ways(&[kind], &[], mode));
             continue;
         }
-        let best = search::cheapest(max_kl, |tiers| {
-            let scores = measure(subject, &texts, &ways(&[kind], tiers, mode))?;
-            for score in &scores {
-                eprintln!(
-                    "{kind} at tier {}: KL {:.4}",
-                    score.tier.unwrap_or_default(),
-                    score.kl.unwrap_or_default()
-                );
-            }
-            Ok(scores.iter().map(|score| score.kl.unwrap_or(f64::INFINITY)).collect())
-        })?;
+        let best = cheapest(subject, &texts, kind, mode, max_kl)?;
         let Some((tier, _)) = best else {
             bail!(
                 "{kind} exceeds a KL of {max_kl} even at tier {}; allow more with --max-kl",
-                codec::TIERS.start()
+                kind.tiers().first().copied().unwrap_or_default()
             );
         };
         found.extend(ways(&[kind], &[tier], mode));
@@ -202,11 +194,35 @@ fn within(
     measure(subject, sets, &found)
 }
 
-/// Each codec at each tier, those without tiers once; kvtc in the mode asked for, the others as they always are.
+/// The cheapest tier of a codec with a KL of at most `max_kl` on the texts, and that KL; none where no tier keeps it.
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn cheapest(
+    subject: &Subject,
+    texts: &Sets,
+    kind: CodecKind,
+    mode: Option<Mode>,
+    max_kl: f64,
+) -> anyhow::Result<Option<(u8, f64)>> {
+    search::cheapest(max_kl, kind.tiers(), |tiers| {
+        let scores = measure(subject, texts, &ways(&[kind], tiers, mode))?;
+        for score in &scores {
+            let (tier, kl) = (score.tier.unwrap_or_default(), score.kl.unwrap_or_default());
+            eprintln!("{kind} at tier {tier}: KL {kl:.4}");
+        }
+        Ok(scores.iter().map(|score| score.kl.unwrap_or(f64::INFINITY)).collect())
+    })
+}
+
+/// Each codec at each of the tiers that it has, those without tiers once; kvtc in the mode asked for, the others as they always are.
 fn ways(codecs: &[CodecKind], tiers: &[u8], mode: Option<Mode>) -> Vec<Way> {
     let mut ways: Vec<Way> = Vec::new();
     for &kind in codecs {
         for &tier in if has_tiers(kind) { tiers } else { &[0] } {
+            if has_tiers(kind) && kind.check_tier(tier).is_err() {
+                continue;
+            }
             let usual = Way::usual(Coding { kind, tier });
             let way = match mode {
                 Some(Mode::Stream) => Way { mode: KvMode::Stream, ..usual },

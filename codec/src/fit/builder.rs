@@ -33,7 +33,7 @@ const WINDOW_TIER: u8 = 6;
 /// Sinks that stay exact where the plan knows what others are worth: the first token alone, whose row depends on nothing.
 const KNOWN_SINKS: u16 = 1;
 /// One component in so many keeps f16 elements; rounding the others to bytes costs less than a hundredth of what the quantizer does.
-const WIDE_SHARE: usize = 6;
+pub(crate) const WIDE_SHARE: usize = 12;
 /// Fewer held-out rows say too little about 8 magnitudes of 40 classes.
 const MIN_ROWS: usize = 256;
 
@@ -80,7 +80,11 @@ pub struct PlanBuilder {
     shifts: Option<Vec<i8>>,
     first: Option<FirstRow>,
     layer_weights: Option<Vec<f32>>,
+    target: u8,
 }
+
+/// Tier that a plan is tuned for by default.
+const TARGET: u8 = 32;
 
 impl PlanBuilder {
     /// `keys` and `values` each are a basis and held-out rows `[n, P]` (keys without RoPE, see [`rows`](super::rows)) of body tokens:
@@ -101,6 +105,7 @@ impl PlanBuilder {
             shifts: None,
             first: None,
             layer_weights: None,
+            target: TARGET,
         }
     }
 
@@ -109,6 +114,12 @@ impl PlanBuilder {
     pub fn balance(mut self, balance: Balance) -> Self {
         self.balance = balance;
         self
+    }
+
+    /// Sets the tier at which it is decided from which class on coding a component pays; default 32.
+    #[must_use]
+    pub fn target(self, tier: u8) -> Self {
+        Self { target: tier, ..self }
     }
 
     /// Rows are what this predictor left of them; `ids` are the tokens of the held-out rows.
@@ -141,12 +152,16 @@ impl PlanBuilder {
     /// [`Error::InvalidArgument`] when sizes do not fit or numbers are not finite.
     pub fn build(self, progress: &mut dyn FnMut(Progress)) -> Result<Plan> {
         self.layout.validate()?;
+        if !TIERS.contains(&self.target) {
+            let (target, first, last) = (self.target, TIERS.start(), TIERS.end());
+            return Err(Error::InvalidArgument(format!("target tier {target} is outside {first} to {last}")));
+        }
         let features = self.layout.features();
         self.check_extras()?;
         let mut report = |stage, done, total| progress(Progress { stage, done, total });
-        let keys = measure(self.keys, features)?;
+        let keys = measure(self.keys, features, self.target)?;
         report("class tables", 1, 2);
-        let values = measure(self.values, features)?;
+        let values = measure(self.values, features, self.target)?;
         report("class tables", 2, 2);
         let ids = self.predictor.as_ref().map_or(0, |(predictor, ids)| id_bytes(predictor, ids));
         let uniform = Coded { shifts: None, beside: ids };
@@ -243,7 +258,7 @@ fn finest(tiers: &TierTable, shifted: Option<&TierTable>, shifts: Option<&[i8]>)
     (keys, values)
 }
 
-fn measure((basis, rows): (Basis, Vec<f32>), features: usize) -> Result<Measured> {
+fn measure((basis, rows): (Basis, Vec<f32>), features: usize, target: u8) -> Result<Measured> {
     check(&basis, &rows, features)?;
     let mut space = Space {
         inverse_weights: basis.weights.as_deref().map(invert),
@@ -256,7 +271,7 @@ fn measure((basis, rows): (Basis, Vec<f32>), features: usize) -> Result<Measured
     let coefficients = Coefficients::measure(&mut space, &rows, features.div_ceil(WIDE_SHARE));
     space.classes = classes::fit(&space, &coefficients);
     let mut side = Measured { space, coefficients };
-    threshold::choose(&mut side);
+    threshold::choose(&mut side, target);
     Ok(side)
 }
 

@@ -4,7 +4,7 @@ use crate::{
     coding::PAPER_TIERS,
     error::{Error, Result},
     fit::{
-        builder::{Basis, Progress, check},
+        builder::{Basis, Progress, WIDE_SHARE, check},
         coefficients::Coefficients,
     },
     paper::{
@@ -75,7 +75,8 @@ fn fit(
         basis: Rows::round(basis.vectors, features, features),
         classes: no_classes(),
     };
-    let coefficients = Coefficients::measure(&mut space, &sample(rows, features), features).by_row();
+    let coefficients =
+        Coefficients::measure(&mut space, &sample(rows, features), features.div_ceil(WIDE_SHARE)).by_row();
     let components = space.log_sigma.len();
     let budgets = PAPER_TIERS.map(|tier| 16 * features / usize::from(tier));
     let errors = BlockErrors::measure(&coefficients, components, budgets[0], &mut |done, total| {

@@ -4,19 +4,17 @@
 
 use crate::fit::steps::{Coded, Measured};
 
-/// Ratio at which the choice is made: the default tier.
-const TIER: u8 = 32;
 /// Class tables that may be cut from the bottom.
 const CANDIDATES: usize = 6;
 
-/// Cuts the lowest classes as long as the error at equal bytes does not grow.
-pub(crate) fn choose(side: &mut Measured) {
+/// Cuts the lowest classes as long as the error at equal bytes does not grow, the bytes of tier `target`.
+pub(crate) fn choose(side: &mut Measured, target: u8) {
     let (lowest, tables) = (side.space.classes.first_class, side.space.classes.tables.clone());
     let mut best: Option<(f64, usize)> = None;
     for cut in 0..CANDIDATES {
         side.space.classes.first_class = lowest + cut as i32;
         side.space.classes.tables = tables[cut..].to_vec();
-        let error = side.coefficients.squared_error(&side.space, side.find(TIER, Coded::default()));
+        let error = side.coefficients.squared_error(&side.space, side.find(target, Coded::default()));
         if best.is_none_or(|(least, _)| error <= least) {
             best = Some((error, cut));
         }

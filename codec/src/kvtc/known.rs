@@ -39,7 +39,7 @@ pub(super) fn read_ids(planes: &[u8], id_bytes: usize) -> Vec<u32> {
 #[derive(Debug)]
 pub(crate) struct Known<'a> {
     pub(crate) predictor: &'a Predictor,
-    pub(crate) tokens: Tokens,
+    pub(crate) tokens: Tokens<'a>,
 }
 
 impl<'a> Known<'a> {
@@ -48,7 +48,7 @@ impl<'a> Known<'a> {
         predictor: &'a Predictor,
         place: &Place,
         ids: &[u32],
-        features: Option<&dyn TokenFeatures>,
+        features: Option<&'a dyn TokenFeatures>,
     ) -> Result<Self> {
         let features = features.ok_or(Error::FeaturesMissing)?;
         let lead = place.first_token - id_range(predictor, place).start;

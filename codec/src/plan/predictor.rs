@@ -8,6 +8,7 @@ use crate::{
     error::{Error, Result},
     format::bytes::{Reader, Write},
     plan::elements::{read_bytes, round_to_bytes, write_bytes},
+    predict::KeptRows,
     tokens::Side,
 };
 
@@ -39,18 +40,20 @@ pub(crate) struct Weights {
     pub(crate) matrix: Vec<f32>,
     /// `[P]`: a row is stored as bytes times its scale.
     scales: Vec<f32>,
+    /// What was computed from the matrix so far. Features are those of the plan's model, so ids are enough to tell rows apart.
+    pub(crate) kept: KeptRows,
 }
 
 impl Weights {
     /// Rounds `[P, inputs]` to what can be stored.
     pub(crate) fn round(mut matrix: Vec<f32>, inputs: usize) -> Self {
         let scales = matrix.chunks_exact_mut(inputs).map(round_to_bytes).collect();
-        Self { matrix, scales }
+        Self { matrix, scales, kept: KeptRows::default() }
     }
 
     fn read_from(reader: &mut Reader<'_>, inputs: usize, features: usize) -> Result<Self> {
         let (scales, matrix) = read_bytes(reader, features, inputs)?;
-        Ok(Self { matrix, scales })
+        Ok(Self { matrix, scales, kept: KeptRows::default() })
     }
 }
 

@@ -1,14 +1,18 @@
 //! The two matrix products. Everything else the codec does is overhead on top of these.
 
+use std::time::{Duration, Instant};
+
 use rayon::prelude::*;
 
 use crate::{
     plan::{Plan, space::Space},
+    side::tile_components,
     stages::{
-        pca::{TILE_ROWS, no_coefficients, project, reconstruct},
-        quantize::Steps,
+        order::Order,
+        pca::{TILE_ROWS, computed, no_coefficients, project, reconstruct},
+        product::{Matrix, Onto, multiply as product},
     },
-    tokens::Side,
+    tokens::{Place, Roles, Shifts, Side, WINDOW, groups},
 };
 
 /// The two directions of the basis change.
@@ -20,27 +24,60 @@ pub enum Product {
     Reconstruct,
 }
 
-/// Runs one product over `tokens` body rows of zeros, keys and values side by side; `tokens` is rounded up to whole tiles.
-/// The window's finer step, which keeps more components, is not part of it.
-pub fn multiply(plan: &Plan, tier: u8, tokens: usize, product: Product) {
-    let steps = plan.kvtc().steps(tier);
-    let side = |side: Side| {
-        let space = plan.kvtc().space(side);
-        let kept = space.kept(body_exponent(&steps, side));
-        (0..tokens.div_ceil(TILE_ROWS)).into_par_iter().for_each(|_| tile(space, kept, product));
-    };
-    rayon::join(|| side(Side::Keys), || side(Side::Values));
+/// What a run of products was.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Wall time.
+    pub time: Duration,
+    /// Multiplications with an addition each.
+    pub multiply_adds: u64,
 }
 
-fn tile(space: &Space, kept: usize, product: Product) {
-    let out = match product {
-        Product::Project => project(space, kept, &mut vec![0.0; TILE_ROWS * space.mean.len()]),
+/// Runs one product over a prompt of zeros whose tokens have these shifts, keys and values side by side.
+pub fn multiply(plan: &Plan, tier: u8, shifts: &[i8], which: Product) -> Work {
+    let profile = plan.kvtc();
+    let place = Place { first_token: 0, tokens: shifts.len(), prompt_tokens: shifts.len() };
+    let roles = Roles::of(place, profile.sinks, WINDOW);
+    let groups = groups(&roles, Shifts::All(&shifts[roles.coded()]));
+    let steps = profile.shifted_steps(tier);
+    let started = Instant::now();
+    let side = |side: Side| {
+        let space = profile.space(side);
+        let order = Order::of(space, side, &steps, &groups);
+        let tiles = tile_components(&groups, &order.kept);
+        tiles.par_iter().map(|&kept| tile(space, kept, which)).sum::<u64>()
+    };
+    let (keys, values) = rayon::join(|| side(Side::Keys), || side(Side::Values));
+    Work { time: started.elapsed(), multiply_adds: keys + values }
+}
+
+fn tile(space: &Space, kept: usize, which: Product) -> u64 {
+    let features = space.mean.len();
+    let out = match which {
+        Product::Project => project(space, kept, &mut vec![0.0; TILE_ROWS * features]),
         Product::Reconstruct => reconstruct(space, &no_coefficients(space, kept)),
     };
     std::hint::black_box(out);
+    (TILE_ROWS * features * computed(space, kept)) as u64
 }
 
-fn body_exponent(steps: &Steps, side: Side) -> i32 {
-    let body = crate::tokens::Group { tokens: Vec::new(), shift: 0, is_window: false };
-    steps.exponent(side, &body)
+/// Products of square matrices on every thread: what this machine's single precision can do.
+pub fn sgemm(size: usize) -> Work {
+    let threads = rayon::current_num_threads();
+    let matrix = vec![0.5f32; size * size];
+    let started = Instant::now();
+    (0..threads).into_par_iter().for_each(|_| {
+        let mut out = vec![0.0; size * size];
+        let square = Matrix::row_major(&matrix, size, size);
+        product(square, square, &mut out, Onto::Nothing);
+        std::hint::black_box(out);
+    });
+    Work { time: started.elapsed(), multiply_adds: (threads * size * size * size) as u64 }
+}
+
+impl Work {
+    /// Floating-point operations a second, in units of 10^9.
+    pub fn gflops(&self) -> f64 {
+        2.0 * self.multiply_adds as f64 / self.time.as_secs_f64() / 1e9
+    }
 }

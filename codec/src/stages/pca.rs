@@ -14,7 +14,7 @@ pub(crate) const TILE_ROWS: usize = 128;
 const BLOCK: usize = 64;
 
 /// Components that are computed where `kept` are wanted: whole blocks, as far as the basis goes.
-fn computed(space: &Space, kept: usize) -> usize {
+pub(crate) fn computed(space: &Space, kept: usize) -> usize {
     kept.next_multiple_of(BLOCK).min(space.log_sigma.len())
 }
 

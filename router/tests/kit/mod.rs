@@ -238,8 +238,14 @@ pub(crate) fn chunks(events: &[Event]) -> Vec<Completion> {
 }
 
 async fn register(peer: Peer, kv_address: Option<std::net::SocketAddr>, mut silenced: oneshot::Receiver<()>) {
-    let register =
-        Register { kv_address, max_session_tokens: 4096, kv_capacity_tokens: 65_536, max_sessions: 8 };
+    let register = Register {
+        kv_address,
+        max_session_tokens: 4096,
+        kv_capacity_tokens: 65_536,
+        max_sessions: 8,
+        chunk_tokens: 256,
+        after_chunk_tokens: 2048,
+    };
     let mut control = peer.open().await.unwrap();
     control.sender.send(&Control::Register(register)).await.unwrap();
     let mut beat = tokio::time::interval(HEARTBEAT);
@@ -317,7 +323,8 @@ async fn decode(peer: &Peer, stream: &mut Stream, script: &Script, is_local: boo
 
 fn transfer(is_local: bool) -> Transfer {
     let coding = (!is_local).then(|| KvCoding { codec: "kvtc".into(), tier: 32, mode: KvMode::After });
-    let prefill = PrefillStats { queue_ms: 1.0, prefill_ms: 20.0, encode_ms: 3.0, overlap: 0.25 };
+    let prefill =
+        PrefillStats { queue_ms: 1.0, prefill_ms: 20.0, encode_ms: 3.0, overlap: 0.25, link_gbps: 40.0 };
     Transfer {
         prefill_node: coding.is_some().then(|| NodeId("p1".into())),
         coding,

@@ -14,7 +14,7 @@ pub(super) struct Attention {
     values: Tensor,  // [kv_heads, tokens, head_dim]
     tokens: usize,
     group: usize,
-    block: usize,
+    block: usize, // tokens
 }
 
 /// Gradients, or the inputs, in the layout of a linear layer's output.
@@ -28,8 +28,8 @@ pub(super) struct Qkv {
 }
 
 impl Attention {
-    /// `elements` bounds the scores of a block.
-    pub(super) fn new(turned: &Qkv, kv_heads: usize, elements: usize) -> candle_core::Result<Self> {
+    /// `scores` bounds the scores of a block, all heads together.
+    pub(super) fn new(turned: &Qkv, kv_heads: usize, scores: usize) -> candle_core::Result<Self> {
         let (tokens, width) = turned.queries.dims2()?;
         let kv_width = turned.keys.dim(1)?;
         let group = width / kv_width;
@@ -39,7 +39,7 @@ impl Attention {
             values: split(&turned.values, kv_heads, 1)?,
             tokens,
             group,
-            block: (elements / (kv_heads * group * tokens)).max(1),
+            block: (scores / (kv_heads * group * tokens)).max(1),
         })
     }
 

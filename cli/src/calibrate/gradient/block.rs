@@ -19,7 +19,7 @@ pub(super) struct Block {
     down: Tensor,
     kv_heads: usize,
     eps: f64,
-    elements: usize,
+    scores: usize, // of attention, at most so many at a time
 }
 
 /// What the backward pass needs of a block's forward pass; the rest is computed again.
@@ -31,11 +31,11 @@ pub(super) struct Kept {
 }
 
 impl Block {
-    /// `get` finds a tensor by its part's name and checks its shape.
+    /// `get` finds a tensor by its part's name and checks its shape; `scores` bounds the attention scores in memory.
     pub(super) fn load(
         get: impl Fn(&str, &[usize]) -> anyhow::Result<Tensor>,
         c: &model::Config,
-        elements: usize,
+        scores: usize,
     ) -> anyhow::Result<Self> {
         let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         Ok(Self {
@@ -50,7 +50,7 @@ impl Block {
             down: get("mlp.down_proj", &[c.hidden_size, c.intermediate_size])?,
             kv_heads: c.kv_heads,
             eps: c.rms_norm_eps,
-            elements,
+            scores,
         })
     }
 
@@ -99,7 +99,7 @@ impl Block {
     fn attention(&self, qkv: Qkv, turn: &Turn) -> candle_core::Result<Attention> {
         let turned =
             Qkv { queries: turn.forth(&qkv.queries)?, keys: turn.forth(&qkv.keys)?, values: qkv.values };
-        Attention::new(&turned, self.kv_heads, self.elements)
+        Attention::new(&turned, self.kv_heads, self.scores)
     }
 
     /// Gradient through the feed-forward branch alone.

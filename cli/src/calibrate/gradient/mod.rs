@@ -21,8 +21,10 @@ use model::{Config, Weights, inv_freq};
 use block::{Block, Kept, linear};
 use pieces::{Turn, rms_norm, rms_norm_gradient};
 
-/// Numbers in the largest tensors of attention and of the output layer, which are computed in parts: 64 MiB in f32.
-const ELEMENTS: usize = 1 << 24;
+/// Attention scores computed at a time: 16 MiB in f32.
+const SCORES: usize = 1 << 22;
+/// Logits computed at a time: 64 MiB in f32. Fewer would read the weights of a large vocabulary too often.
+const LOGITS: usize = 1 << 24;
 
 /// A Llama that gradients can be asked of.
 pub(super) struct Gradient {
@@ -30,9 +32,9 @@ pub(super) struct Gradient {
     inv_freq: Vec<f32>,
     embedding: Tensor, // [vocab, hidden]
     blocks: Vec<Block>,
-    norm: Tensor, // [hidden]
-    head: Tensor, // [vocab, hidden]
-    elements: usize,
+    norm: Tensor,  // [hidden]
+    head: Tensor,  // [vocab, hidden]
+    logits: usize, // at most so many at a time
 }
 
 /// d loss / d cache entry of one document; a list per layer.
@@ -49,19 +51,15 @@ impl Gradient {
     /// # Errors
     /// When a file is missing, damaged or of something else than a Llama.
     pub(super) fn load(model_dir: &Path, dtype: DType, device: &Device) -> anyhow::Result<Self> {
-        Self::with_elements(
-            model_dir,
-            dtype,
-            device,
-            std::env::var("ELEMENTS").map_or(ELEMENTS, |x| 1 << x.parse::<usize>().unwrap()),
-        )
+        Self::in_parts(model_dir, dtype, device, SCORES, LOGITS)
     }
 
-    fn with_elements(
+    fn in_parts(
         model_dir: &Path,
         dtype: DType,
         device: &Device,
-        elements: usize,
+        scores: usize,
+        logits: usize,
     ) -> anyhow::Result<Self> {
         let config = Config::load(model_dir)?;
         let weights = Weights::open(model_dir)?;
@@ -76,7 +74,7 @@ impl Gradient {
         let block = |layer: usize| {
             let get =
                 |part: &str, shape: &[usize]| get(&format!("model.layers.{layer}.{part}.weight"), shape);
-            Block::load(get, &config, elements)
+            Block::load(get, &config, scores)
         };
         Ok(Self {
             inv_freq: inv_freq(&config.rope, config.head_dim),
@@ -85,7 +83,7 @@ impl Gradient {
             norm: get("model.norm.weight", &[config.hidden_size])?,
             head,
             config,
-            elements,
+            logits,
         })
     }
 
@@ -108,7 +106,6 @@ impl Gradient {
         let (kept, x) = self.forward(tokens, &turn)?;
         let mut x = self.head_gradient(&x, label)?;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        // Dropping what was kept of each block as its turn is over.
         for (block, kept) in self.blocks.iter().zip(kept).rev() {
             let (input, qkv) = block.gradient(&kept, &turn, &x)?;
             x = input;
@@ -150,7 +147,7 @@ impl Gradient {
     ) -> anyhow::Result<Tensor> {
         let (tokens, eps) = (x.dim(0)?, self.config.rms_norm_eps);
         let normed = rms_norm(x, &self.norm, eps)?;
-        let rows = (self.elements / self.config.vocab_size).max(1);
+        let rows = (self.logits / self.config.vocab_size).max(1);
         let part = |start: usize| {
             let logits = linear(&normed.narrow(0, start, rows.min(tokens - start))?, &self.head)?;
             Ok(self.loss_gradient(&logits, label)?.matmul(&self.head)?)
@@ -167,9 +164,11 @@ impl Gradient {
     ) -> anyhow::Result<Tensor> {
         let weights = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
         let prediction = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-        let rows = prediction.to_dtype(DType::F64)?.to_device(&Device::Cpu)?.to_vec2::<f64>()?;
-        let labels = rows.iter().map(|row| label(row)).collect::<anyhow::Result<Vec<u32>>>()?;
-        let labels = Tensor::from_vec(labels, (rows.len(), 1), logits.device())?;
+        let mut labels = Vec::new();
+        for row in 0..prediction.dim(0)? {
+            labels.push(label(&prediction.get(row)?.to_dtype(DType::F64)?.to_vec1()?)?);
+        }
+        let labels = Tensor::from_vec(labels, (prediction.dim(0)?, 1), logits.device())?;
         let ones = labels.ones_like()?.to_dtype(logits.dtype())?;
         prediction.scatter_add(&labels, &ones.neg()?, 1).context("a label is outside of the vocabulary")
     }

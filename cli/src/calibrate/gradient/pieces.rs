@@ -17,9 +17,11 @@ impl Pulled {
         Ok(Self((output * gradient)?.sum_all()?.backward()?))
     }
 
-    /// With respect to one variable.
+    /// With respect to one variable. Detached: candle's gradients remember what they were computed from, and the next
+    /// piece's backward pass would go through this one again and keep all of it alive.
     pub(super) fn wrt(&mut self, variable: &Var) -> anyhow::Result<Tensor> {
-        self.0.remove(variable).context("an operation of the forward pass has no gradient, this is a bug")
+        let gradient = self.0.remove(variable);
+        Ok(gradient.context("an operation of the forward pass has no gradient, this is a bug")?.detach())
     }
 }
 

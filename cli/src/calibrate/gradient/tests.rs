@@ -56,7 +56,7 @@ fn gradients_equal_finite_differences() {
     random_model::write(dir.path(), |_, _| {});
     let (tokens, labels) = (random_model::document(TOKENS, 1), random_model::document(TOKENS, 2));
     // Small enough that attention and the output layer take several parts, the last of them shorter.
-    let gradient = Gradient::with_elements(dir.path(), DType::F64, &Device::Cpu, 6 * TOKENS * 7).unwrap();
+    let gradient = Gradient::in_parts(dir.path(), DType::F64, &Device::Cpu, 6 * TOKENS * 7, 64 * 9).unwrap();
     let mut next = labels.iter();
     let of_cache = gradient.of_cache(&tokens, &mut |_| Ok(*next.next().unwrap())).unwrap();
     assert!(next.next().is_none());
@@ -86,7 +86,7 @@ fn logits_equal_those_of_the_serving_model() {
     let random = tempfile::tempdir().unwrap();
     random_model::write(random.path(), |_, _| {});
     let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
-    for (dir, tolerance) in [(random.path().to_owned(), 1e-4), (embedded, 5e-3)] {
+    for (dir, tolerance) in [(random.path().to_owned(), 2e-4), (embedded, 2e-4)] {
         let tokens = random_model::document(50, 3);
         let llama = Llama::load(&dir).unwrap();
         let mut cache = KvCache::<f32>::new(llama.config(), tokens.len());
@@ -98,7 +98,6 @@ fn logits_equal_those_of_the_serving_model() {
         let ours = logits(&gradient, &x).flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(ours.len(), expected.len());
         let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        eprintln!("WORST {worst}");
         assert!(worst < tolerance, "{}: {worst}", dir.display());
     }
 }
@@ -117,41 +116,4 @@ fn what_cannot_have_a_gradient_is_refused_by_name() {
     std::fs::remove_file(dir.path().join("shard1.safetensors")).unwrap();
     let error = Gradient::load(dir.path(), DType::F32, &Device::Cpu).err().unwrap();
     assert!(error.to_string().contains("shard1.safetensors"), "{error}");
-}
-
-#[test]
-fn temporary_measure() {
-    use crate::calibrate::{collect::Documents, corpus, fisher::fisher};
-    use indicatif::ProgressBar;
-    use rand::SeedableRng;
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
-    let gradient = Gradient::load(&dir, DType::F32, &Device::Cpu).unwrap();
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-    let texts =
-        corpus::sample(&["/work/shared/corpus/train.jsonl.xz".into()], &mut rng, &ProgressBar::hidden())
-            .unwrap();
-    let tokenizer = openai::Tokenizer::load(&dir).unwrap();
-    let env = |name: &str, default| std::env::var(name).map_or(default, |x| x.parse().unwrap());
-    let mut documents = Documents::new(&texts, &tokenizer, env("LONGEST", 1024));
-    let documents = std::iter::from_fn(|| documents.next().transpose());
-    let before = std::fs::read_to_string("/proc/self/status").unwrap();
-    eprintln!(
-        "before {}",
-        before.lines().filter(|l| l.starts_with("VmHWM") || l.starts_with("VmRSS")).collect::<String>()
-    );
-    let start = std::time::Instant::now();
-    let f = fisher(&gradient, documents, env("WANTED", 16384), &mut rng, &ProgressBar::hidden()).unwrap();
-    eprintln!(
-        "{} tokens {:?}; trace K {:e} V {:e}",
-        f.tokens,
-        start.elapsed(),
-        f.keys.iter().sum::<f64>(),
-        f.values.iter().sum::<f64>()
-    );
-    for l in 0..8 {
-        let m = |x: &[f64]| x[l * 192..(l + 1) * 192].iter().sum::<f64>() / 192.0;
-        eprintln!("{l} {:e} {:e}", m(&f.keys), m(&f.values));
-    }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    eprintln!("{}", status.lines().filter(|l| l.starts_with("VmHWM")).collect::<String>());
 }

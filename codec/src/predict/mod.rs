@@ -1,8 +1,10 @@
 //! Predictions for the tokens of one chunk: what the encoder takes off its rows and the decoder puts back.
 //!
-//! A prediction is a sum of one row per token that it looks at, and tokens come again: each distinct token's rows are computed once.
+//! A prediction is a sum of one row per token that it looks at, and tokens come again: each token's rows are computed once and kept.
 
-use std::{collections::BTreeMap, fmt::Debug};
+mod rows;
+
+use std::{collections::HashMap, fmt::Debug, sync::Arc};
 
 use rayon::prelude::*;
 
@@ -15,6 +17,7 @@ use crate::{
     },
     tokens::Side,
 };
+pub(crate) use rows::KeptRows;
 
 /// What both ends know of a token without its cache, by its id alone: for a Llama the normalised embedding, which is the first
 /// block's input, so that the first layer's keys and values are linear in it.
@@ -31,23 +34,24 @@ pub trait TokenFeatures: Debug + Send + Sync {
 
 /// The tokens that the predictions of a chunk look at.
 #[derive(Debug)]
-pub(crate) struct Tokens {
-    /// Index into `features` of each token of the chunk, after those of the `lead` tokens before it.
+pub(crate) struct Tokens<'a> {
+    source: &'a dyn TokenFeatures,
+    /// Index into `distinct` of each token of the chunk, after those of the `lead` tokens before it.
     slots: Vec<usize>,
     /// Tokens before the chunk that are known.
     lead: usize,
-    /// `[distinct, token_features]`.
-    features: Vec<f32>,
+    /// Every id once.
+    distinct: Vec<u32>,
 }
 
-impl Tokens {
+impl<'a> Tokens<'a> {
     /// `ids` are those of the chunk's tokens, after the `lead` ones before them.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for features of another size than the plan's, [`Error::Corrupt`] for an id outside of the vocabulary.
     pub(crate) fn of(
         predictor: &Predictor,
-        source: &dyn TokenFeatures,
+        source: &'a dyn TokenFeatures,
         ids: &[u32],
         lead: usize,
     ) -> Result<Self> {
@@ -65,39 +69,45 @@ impl Tokens {
                 format!("{id} is outside of the vocabulary of {vocabulary}"),
             ));
         }
-        let mut known: BTreeMap<u32, usize> = BTreeMap::new();
-        let slots = ids.iter().map(|&id| {
-            let next = known.len();
-            *known.entry(id).or_insert(next)
-        });
-        let slots = slots.collect();
-        let mut features = vec![0.0; known.len() * width];
-        for (&id, &slot) in &known {
-            source.write(id, &mut features[slot * width..(slot + 1) * width]);
+        let mut known: HashMap<u32, usize> = HashMap::new();
+        let mut distinct = Vec::new();
+        let slot = |&id: &u32| {
+            *known.entry(id).or_insert_with(|| {
+                distinct.push(id);
+                distinct.len() - 1
+            })
+        };
+        let slots = ids.iter().map(slot).collect();
+        Ok(Self { source, slots, lead, distinct })
+    }
+
+    /// `[ids, token_features]`.
+    fn features(&self, ids: &[u32]) -> Vec<f32> {
+        let width = self.source.features();
+        let mut features = vec![0.0; ids.len() * width];
+        for (&id, features) in ids.iter().zip(features.chunks_exact_mut(width.max(1))) {
+            self.source.write(id, features);
         }
-        Ok(Self { slots, lead, features })
+        features
     }
 }
 
 /// One side's predictions for the tokens of a chunk.
 #[derive(Debug)]
 pub(crate) struct Prediction<'a> {
-    tokens: &'a Tokens,
+    tokens: &'a Tokens<'a>,
     features: usize,
-    /// Per token looked at, `[distinct, P]`.
-    rows: Vec<Vec<f32>>,
+    /// Per distinct token `[context, P]`: what it says as the row's own token, as the one before, ...
+    rows: Vec<Arc<[f32]>>,
 }
 
 impl<'a> Prediction<'a> {
     /// Computes what `side` of the chunk is predicted to be.
-    pub(crate) fn of(predictor: &Predictor, side: Side, tokens: &'a Tokens) -> Self {
-        let (matrix, inputs) = (&predictor.weights(side).matrix, predictor.inputs());
-        let (features, width) = (matrix.len() / inputs, predictor.token_features);
-        let map = Matrix::row_major(matrix, features, inputs);
-        let parts =
-            (0..predictor.context).map(|back| map.columns(back * width..(back + 1) * width).transposed());
-        let rows = parts.map(|part| product(&tokens.features, width, part, features)).collect();
-        Self { tokens, features, rows }
+    pub(crate) fn of(predictor: &Predictor, side: Side, tokens: &'a Tokens<'a>) -> Self {
+        let weights = predictor.weights(side);
+        let features = weights.matrix.len() / predictor.inputs();
+        let compute = |ids: &[u32]| rows(predictor, side, &tokens.features(ids), features);
+        Self { tokens, features, rows: weights.kept.get(&tokens.distinct, compute) }
     }
 
     /// Takes the prediction for the chunk's token `token` off `row`.
@@ -112,12 +122,26 @@ impl<'a> Prediction<'a> {
 
     /// Before the prompt's start there is nothing to look at.
     fn for_each_part(&self, token: usize, mut visit: impl FnMut(&[f32])) {
-        for (back, rows) in self.rows.iter().enumerate() {
+        let context = self.rows.first().map_or(0, |row| row.len() / self.features);
+        for back in 0..context {
             let Some(at) = (token + self.tokens.lead).checked_sub(back) else { return };
-            let slot = self.tokens.slots[at];
-            visit(&rows[slot * self.features..(slot + 1) * self.features]);
+            visit(&self.rows[self.tokens.slots[at]][back * self.features..(back + 1) * self.features]);
         }
     }
+}
+
+/// What tokens of these features, `[tokens, token_features]`, say of rows: `[tokens, context, P]`.
+fn rows(predictor: &Predictor, side: Side, inputs: &[f32], features: usize) -> Vec<f32> {
+    let (width, context) = (predictor.token_features, predictor.context);
+    let map = Matrix::row_major(&predictor.weights(side).matrix, features, predictor.inputs());
+    let mut out = vec![0.0; inputs.len() / width * context * features];
+    for back in 0..context {
+        let part = map.columns(back * width..(back + 1) * width).transposed();
+        let rows = product(inputs, width, part, features);
+        let places = out.chunks_exact_mut(features).skip(back).step_by(context);
+        places.zip(rows.chunks_exact(features)).for_each(|(out, row)| out.copy_from_slice(row));
+    }
+    out
 }
 
 /// `inputs`, `[distinct, width]`, times `[width, features]`, in tiles of a fixed height so that no row depends on how many there are.

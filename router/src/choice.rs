@@ -1,0 +1,202 @@
+//! Which way a request takes on the pair of nodes that was found for it: as the client asked, or, for `kv_codec: "auto"`,
+//! the way that [`crate::latency`] forecasts as best from what [`crate::estimates`] has seen.
+
+use std::time::Instant;
+
+use openai::{KvCodec, KvMode as Wish};
+use transport::message::KvMode;
+
+use crate::estimates::Estimates;
+use crate::latency::{Coder, Forecast, Setting, Way, choose};
+use crate::policy::{Candidate, LocalPrefill, Rules, Wanted};
+
+/// Prompts up to here are all attention sinks and window, of which coding saves little: without measurements they travel
+/// raw, which measures the link best.
+const SHORT_TOKENS: u32 = 132;
+
+/// The way taken, and how it came to be.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Choice {
+    pub(crate) way: Way,
+    pub(crate) reason: Reason,
+    /// From dispatch to first token, in milliseconds, as far as it can be told.
+    pub(crate) predicted_ms: Option<f64>,
+    /// Why a cache is not coded or not shipped, where the client left that open.
+    pub(crate) bypass_reason: Option<String>,
+    /// Expected wait for the prefill node.
+    pub(crate) queue_ms: Option<f64>,
+}
+
+/// Why a way was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The client named the codec.
+    Asked,
+    /// There was no other.
+    Only,
+    /// Node or link have not been measured, or not lately.
+    Unmeasured,
+    /// It was forecast as the best.
+    Predicted,
+    /// It was forecast as the second best, and its measurements are wanted.
+    Explored,
+}
+
+impl Reason {
+    /// As a metric label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Only => "only",
+            Self::Unmeasured => "unmeasured",
+            Self::Predicted => "predicted",
+            Self::Explored => "explored",
+        }
+    }
+}
+
+impl Choice {
+    /// The decode node runs the prompt, since nothing else is possible or allowed.
+    pub(crate) fn local(bypass_reason: &str) -> Self {
+        Self { bypass_reason: Some(bypass_reason.to_owned()), ..Self::new(Way::Local, Reason::Only) }
+    }
+
+    fn new(way: Way, reason: Reason) -> Self {
+        Self { way, reason, predicted_ms: None, bypass_reason: None, queue_ms: None }
+    }
+}
+
+/// Decides for a request on a pair of nodes; to `explore` is to try the second best.
+pub(crate) fn decide(
+    wanted: &Wanted,
+    rules: &Rules,
+    (prefill, decode): (&Candidate, &Candidate),
+    estimates: &Estimates,
+    explore: bool,
+) -> Choice {
+    let now = Instant::now();
+    let outlook =
+        Outlook { wanted, estimates, now, setting: setting(wanted, rules, prefill, decode, estimates, now) };
+    let has_plan = prefill.has_plan && decode.has_plan;
+    let choice = match wanted.kv.codec {
+        KvCodec::Auto => outlook.auto(has_plan, rules.local_prefill == LocalPrefill::Auto, explore),
+        codec => outlook.asked(codec),
+    };
+    Choice { queue_ms: outlook.setting.map(|setting| setting.queue_ms), ..choice }
+}
+
+/// What is known of the pair; none unless both the prefill node and the link were measured.
+fn setting(
+    wanted: &Wanted,
+    rules: &Rules,
+    prefill: &Candidate,
+    decode: &Candidate,
+    estimates: &Estimates,
+    now: Instant,
+) -> Option<Setting> {
+    let pair = estimates.pair(&prefill.node, &decode.node, now);
+    let line = pair.prefill?;
+    Some(Setting {
+        prompt_tokens: wanted.prompt_tokens.into(),
+        raw_bytes: f64::from(wanted.prompt_tokens) * f64::from(rules.bytes_per_token),
+        chunk_tokens: prefill.chunk_tokens.into(),
+        after_chunk_tokens: prefill.after_chunk_tokens.into(),
+        queue_ms: f64::from(prefill.assigned) * line.mean_ms,
+        prefill: line,
+        local: pair.local,
+        link: pair.link?,
+        decode_in_flight: decode.assigned.into(),
+    })
+}
+
+struct Outlook<'a> {
+    wanted: &'a Wanted,
+    estimates: &'a Estimates,
+    now: Instant,
+    setting: Option<Setting>,
+}
+
+impl Outlook<'_> {
+    fn coder(&self, setting: &Setting, codec: KvCodec, mode: KvMode) -> Coder {
+        let (tier, tokens) = (self.wanted.kv.tier, self.wanted.prompt_tokens);
+        self.estimates.coder((codec, mode), tier, tokens, setting.raw_bytes, self.now)
+    }
+
+    fn asked(&self, codec: KvCodec) -> Choice {
+        let mode = match (codec, self.wanted.kv.mode) {
+            (KvCodec::Kvtc, Wish::Auto | Wish::After) => KvMode::After,
+            _ => KvMode::Stream,
+        };
+        let predicted = |setting: &Setting| setting.split(&self.coder(setting, codec, mode)).ms;
+        let predicted_ms = self.setting.as_ref().map(predicted);
+        Choice { predicted_ms, ..Choice::new(Way::Split { codec, mode }, Reason::Asked) }
+    }
+
+    fn auto(&self, has_plan: bool, may_be_local: bool, explore: bool) -> Choice {
+        let Some(setting) = &self.setting else { return self.unmeasured(has_plan) };
+        let mut ways = vec![
+            (KvCodec::Raw, KvMode::Stream),
+            (KvCodec::Lossless, KvMode::Stream),
+            (KvCodec::Fp8, KvMode::Stream),
+        ];
+        if has_plan {
+            ways.extend(self.kvtc_modes().iter().map(|mode| (KvCodec::Kvtc, *mode)));
+        }
+        let split = ways.into_iter().map(|(codec, mode)| setting.split(&self.coder(setting, codec, mode)));
+        let forecasts: Vec<_> = split.chain(may_be_local.then(|| setting.local())).collect();
+        let (Some(best), Some(chosen)) = (choose(&forecasts, false), choose(&forecasts, explore)) else {
+            return self.unmeasured(has_plan);
+        };
+        let reason = if chosen.way == best.way { Reason::Predicted } else { Reason::Explored };
+        Choice {
+            predicted_ms: Some(chosen.ms),
+            bypass_reason: bypass_reason(&chosen, &forecasts, reason),
+            ..Choice::new(chosen.way, reason)
+        }
+    }
+
+    /// What teaches something and is never far off: kvtc after the prompt, which has the fewest bytes.
+    fn unmeasured(&self, has_plan: bool) -> Choice {
+        let why = match (has_plan, self.wanted.prompt_tokens <= SHORT_TOKENS) {
+            (false, _) => "the pair was not measured yet, and has no calibrated plan",
+            (true, true) => "the pair was not measured yet, and so short a prompt has little to code",
+            (true, false) => {
+                let mode = self.kvtc_modes().last().copied().unwrap_or_default();
+                return Choice::new(Way::Split { codec: KvCodec::Kvtc, mode }, Reason::Unmeasured);
+            }
+        };
+        let raw = Way::Split { codec: KvCodec::Raw, mode: KvMode::Stream };
+        Choice { bypass_reason: Some(why.to_owned()), ..Choice::new(raw, Reason::Unmeasured) }
+    }
+
+    fn kvtc_modes(&self) -> &'static [KvMode] {
+        match self.wanted.kv.mode {
+            Wish::Auto => &[KvMode::Stream, KvMode::After],
+            Wish::Stream => &[KvMode::Stream],
+            Wish::After => &[KvMode::After],
+        }
+    }
+}
+
+/// Why the cache is not coded, or not shipped; nothing for one that is coded.
+fn bypass_reason(chosen: &Forecast, forecasts: &[Forecast], reason: Reason) -> Option<String> {
+    let is_coded = |way| matches!(way, Way::Split { codec, .. } if codec != KvCodec::Raw);
+    if is_coded(chosen.way) {
+        return None;
+    }
+    let others = forecasts.iter().filter(|other| other.way != chosen.way);
+    let others = others.filter(|other| chosen.way == Way::Local || is_coded(other.way));
+    let other = others.min_by(|a, b| a.cost.total_cmp(&b.cost))?;
+    let why = match (reason, chosen.way) {
+        (Reason::Explored, _) => "tried for its measurements",
+        (_, Way::Local) => "running the prompt on the decode node is quicker",
+        _ if chosen.ms <= other.ms => "link is fast",
+        _ => "coding would gain next to nothing",
+    };
+    let (name, ms) = (chosen.way.name(), chosen.ms);
+    Some(format!("{why}: {name} predicted {ms:.0} ms, {} {:.0} ms", other.way.name(), other.ms))
+}
+
+#[cfg(test)]
+#[path = "choice_tests.rs"]
+mod tests;
