@@ -97,11 +97,29 @@ impl SideContext<'_> {
     pub(crate) fn encode(&self, cache: &[bf16]) -> Result<SideBytes> {
         let tiles = tiles(self.groups, &self.order.kept);
         let coded = tiles.par_iter().map(|tile| self.encode_tile(tile, cache)).collect::<Result<Vec<_>>>()?;
+        Ok(self.write(&tiles, &coded))
+    }
+
+    /// Coefficients of every tile, `[kept, TILE_ROWS]` each: the first half of [`Self::encode`].
+    pub(crate) fn project(&self, cache: &[bf16]) -> Result<Vec<Vec<f32>>> {
+        tiles(self.groups, &self.order.kept).par_iter().map(|tile| self.project_tile(tile, cache)).collect()
+    }
+
+    /// Coefficients of every tile to payload bytes: the second half of [`Self::encode`].
+    pub(crate) fn code(&self, coefficients: &[Vec<f32>]) -> SideBytes {
+        let tiles = tiles(self.groups, &self.order.kept);
+        let pairs = tiles.par_iter().zip(coefficients);
+        let coded: Vec<_> = pairs.map(|(tile, y)| self.quantize_tile(tile, y)).collect();
+        self.write(&tiles, &coded)
+    }
+
+    /// Symbols of every tile to payload bytes.
+    fn write(&self, tiles: &[Tile<'_>], coded: &[Vec<i16>]) -> SideBytes {
         let mut symbols = vec![0i16; self.order.symbols];
         let bands = split(&mut symbols, self.order.bands.iter().map(|band| self.order.band_len(band)));
         self.order.bands.par_iter().zip(bands).for_each(|(band, symbols)| {
             let length = self.order.lengths[band.group];
-            for (tile, coded) in tiles.iter().zip(&coded) {
+            for (tile, coded) in tiles.iter().zip(coded) {
                 for piece in tile.iter().filter(|piece| piece.group == band.group) {
                     let components = coded.chunks_exact(TILE_ROWS).skip(band.components.start);
                     for (component, symbols) in components.zip(symbols.chunks_exact_mut(length)) {
@@ -112,7 +130,7 @@ impl SideContext<'_> {
                 }
             }
         });
-        Ok(write_symbols(self.space, self.order, &symbols))
+        write_symbols(self.space, self.order, &symbols)
     }
 
     /// Components that a tile's pieces need at most.
@@ -122,6 +140,11 @@ impl SideContext<'_> {
 
     /// Symbols of one tile, `[kept, TILE_ROWS]`.
     fn encode_tile(&self, tile: &Tile<'_>, cache: &[bf16]) -> Result<Vec<i16>> {
+        Ok(self.quantize_tile(tile, &self.project_tile(tile, cache)?))
+    }
+
+    /// Coefficients of one tile, `[kept or more, TILE_ROWS]`.
+    fn project_tile(&self, tile: &Tile<'_>, cache: &[bf16]) -> Result<Vec<f32>> {
         let features = self.layout.features();
         let tokens: Vec<usize> = tile.iter().flat_map(|piece| piece.tokens).copied().collect();
         let mut rows = rows::gather_tile(cache, self.tokens, &tokens, self.layout, self.rope)?;
@@ -130,7 +153,10 @@ impl SideContext<'_> {
                 prediction.remove(token, row);
             }
         }
-        let coefficients = pca::project(self.space, self.kept(tile), &mut rows);
+        Ok(pca::project(self.space, self.kept(tile), &mut rows))
+    }
+
+    fn quantize_tile(&self, tile: &Tile<'_>, coefficients: &[f32]) -> Vec<i16> {
         let mut symbols = vec![0; self.kept(tile) * TILE_ROWS];
         for piece in tile {
             let step = step_size(self.order.exponents[piece.group]);
@@ -140,7 +166,7 @@ impl SideContext<'_> {
                 quantize(&coefficients[rows.clone()], step, &mut symbols[rows.clone()]);
             }
         }
-        Ok(symbols)
+        symbols
     }
 
     /// Payload bytes to rows of the cache; the mirror of [`Self::encode`].
@@ -152,7 +178,14 @@ impl SideContext<'_> {
         Ok(())
     }
 
-    fn decode_tile(&self, tile: &Tile<'_>, symbols: &[i16]) -> Rows {
+    /// Payload bytes to the coefficients of every tile; the mirror of [`Self::code`].
+    pub(crate) fn coefficients(&self, bytes: &[u8]) -> Result<Vec<Vec<f32>>> {
+        let symbols = read_symbols(self.space, self.order, bytes)?;
+        let tiles = tiles(self.groups, &self.order.kept);
+        Ok(tiles.par_iter().map(|tile| self.dequantize_tile(tile, &symbols)).collect())
+    }
+
+    fn dequantize_tile(&self, tile: &Tile<'_>, symbols: &[i16]) -> Vec<f32> {
         let mut coefficients = pca::no_coefficients(self.space, self.kept(tile));
         for piece in tile {
             let step = step_size(self.order.exponents[piece.group]);
@@ -167,8 +200,12 @@ impl SideContext<'_> {
                 }
             }
         }
+        coefficients
+    }
+
+    fn decode_tile(&self, tile: &Tile<'_>, symbols: &[i16]) -> Rows {
         let tokens: Vec<usize> = tile.iter().flat_map(|piece| piece.tokens).copied().collect();
-        let mut features = pca::reconstruct(self.space, &coefficients);
+        let mut features = pca::reconstruct(self.space, &self.dequantize_tile(tile, symbols));
         if let Some(prediction) = self.prediction {
             for (row, &token) in features.chunks_exact_mut(self.layout.features()).zip(&tokens) {
                 prediction.restore(token, row);

@@ -5,7 +5,8 @@ mod cluster;
 mod codec;
 mod links;
 mod model;
-mod timing;
+mod stages;
+pub(crate) mod timing;
 
 use std::path::PathBuf;
 
@@ -49,6 +50,15 @@ enum What {
         #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u8).range(4..=128))]
         tier: u8,
     },
+    /// The codec's stages after projection, against those of the first public proof of concept, on the same rows.
+    Stages {
+        /// Body ratio that both aim at.
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u8).range(4..=128))]
+        tier: u8,
+        /// Plan with tables of kvtc-paper [default: plan.kvtc in the model directory].
+        #[arg(long, env = "KVFERRY_PLAN")]
+        plan: Option<PathBuf>,
+    },
     /// Raw against coded through a running cluster, at several link speeds.
     Cluster(cluster::ClusterArgs),
 }
@@ -62,6 +72,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         What::Prefill => model::prefill(args)?,
         What::Decode { batch } => model::decode(args, *batch)?,
         What::Codec { tier } => codec::codec(args, *tier)?,
+        What::Stages { tier, plan } => stages::stages(args, *tier, plan.as_deref())?,
         What::Cluster(what) => return cluster::cluster(args, what).await,
     };
     if args.json {

@@ -22,6 +22,11 @@ impl Body {
         Self(SINKS..prompt_tokens.saturating_sub(WINDOW).max(SINKS))
     }
 
+    /// The body's tokens.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.0.clone()
+    }
+
     /// The tokens of a block that are body, counted from its start; none if there are none.
     fn inside(&self, block: &KvBlock) -> Option<Range<usize>> {
         let end = block.first_token + block.tokens;
@@ -31,15 +36,19 @@ impl Body {
 
     /// The part of a block that is body; none if there is no such part.
     fn cut(&self, block: &KvBlock, layout: &KvLayout) -> Option<KvBlock> {
-        let inside = self.inside(block)?;
-        let cut = |cache: &[bf16]| {
-            let planes = cache.chunks_exact(block.tokens * layout.head_dim);
-            let part = inside.start * layout.head_dim..inside.end * layout.head_dim;
-            planes.flat_map(|plane| &plane[part.clone()]).copied().collect()
-        };
-        let (keys, values) = (cut(&block.keys), cut(&block.values));
-        Some(KvBlock { first_token: block.first_token + inside.start, tokens: inside.len(), keys, values })
+        self.inside(block).map(|inside| cut(block, layout, inside))
     }
+}
+
+/// Tokens of a block, counted from its start.
+pub(super) fn cut(block: &KvBlock, layout: &KvLayout, inside: Range<usize>) -> KvBlock {
+    let cut = |cache: &[bf16]| {
+        let planes = cache.chunks_exact(block.tokens * layout.head_dim);
+        let part = inside.start * layout.head_dim..inside.end * layout.head_dim;
+        planes.flat_map(|plane| &plane[part.clone()]).copied().collect()
+    };
+    let (keys, values) = (cut(&block.keys), cut(&block.values));
+    KvBlock { first_token: block.first_token + inside.start, tokens: inside.len(), keys, values }
 }
 
 /// Raw and coded bytes of the body. Blocks that are all body count with the chunk they gave; of the others the body's part is

@@ -12,6 +12,7 @@ mod rows;
 mod sample;
 mod score;
 mod search;
+pub(crate) mod seed;
 mod subject;
 mod sweep;
 mod text;
@@ -30,12 +31,13 @@ use crate::output::line;
 pub use rows::{Input, Later, PromptRow, read_prompts, read_texts};
 pub use score::Score;
 use score::{Tally, has_tiers};
-pub use subject::{Subject, Way};
+pub use seed::{Cosines, Row, seed_report};
+pub use subject::{Method, Subject, Way};
 pub use text::Protocol;
 
 /// Measures what a codec costs in quality: retrieval answers, KL divergence, bytes.
 #[derive(Debug, clap::Args)]
-#[command(group = ArgGroup::new("task").multiple(true).required(true).args(["prompts", "text", "make_prompts", "make_text"]))]
+#[command(group = ArgGroup::new("task").multiple(true).required(true).args(["prompts", "text", "make_prompts", "make_text", "seed_report"]))]
 pub struct Args {
     /// Hugging Face model directory.
     #[arg(long, env = "KVFERRY_MODEL", default_value_os_t = default_model_dir())]
@@ -58,6 +60,15 @@ pub struct Args {
     /// When kvtc codes: `after` the prompt, with a step per token, or as it streams, with one for all [default: after].
     #[arg(long, value_name = "MODE")]
     kv_mode: Option<Mode>,
+    /// Measure a replica of the first public proof of concept as well, at tiers 8 and 16.
+    #[arg(long, conflicts_with = "max_kl")]
+    seed_method: bool,
+    /// Print that proof of concept's own report, of a prompt of --tokens tokens, for it and for kvtc.
+    #[arg(long, conflicts_with_all = ["prompts", "text", "make_prompts", "make_text", "seed_method"])]
+    seed_report: bool,
+    /// Tokens of that report's prompt.
+    #[arg(long, default_value_t = 862, requires = "seed_report", value_parser = clap::value_parser!(u32).range(133..))]
+    tokens: u32,
     /// Find the cheapest tier whose KL on --text stays within this, in nats.
     #[arg(long, value_name = "NATS", conflicts_with_all = ["tier", "sweep"], requires = "text")]
     max_kl: Option<f64>,
@@ -85,7 +96,7 @@ pub struct Args {
     /// Seed of what is made.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// File to make, or directory of a sweep.
+    /// File to make, directory of a sweep, or Markdown file of the proof of concept's report.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
 }
@@ -119,13 +130,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.make_prompts.is_some() || args.make_text.is_some() {
         return make_data(args, &mut subject);
     }
+    if args.seed_report {
+        return report_seed(args, &subject);
+    }
     let sets = sets(args, &mut subject)?;
+    let seed = if args.seed_method { seed::TIERS.map(Way::seed).to_vec() } else { Vec::new() };
     let scores = if args.sweep {
-        measure(&subject, &sets, &sweep::ways())?
+        measure(&subject, &sets, &[sweep::ways(), seed].concat())?
     } else if let Some(max_kl) = args.max_kl {
         within(&subject, &sets, (&args.codec, args.kv_mode), max_kl)?
     } else {
-        measure(&subject, &sets, &ways(&args.codec, &args.tier, args.kv_mode))?
+        measure(&subject, &sets, &[ways(&args.codec, &args.tier, args.kv_mode), seed].concat())?
     };
     if let (true, Some(dir)) = (args.sweep, &args.out) {
         sweep::write(&scores, dir)?;
@@ -237,6 +252,17 @@ fn sets(args: &Args, subject: &mut Subject) -> anyhow::Result<Sets> {
         sets.windows = windows.with_context(|| format!("{} cannot be measured on", path.display()))?;
     }
     Ok(sets)
+}
+
+fn report_seed(args: &Args, subject: &Subject) -> anyhow::Result<()> {
+    let rows = seed_report(subject, args.tokens as usize)?;
+    if let Some(path) = &args.out {
+        seed::write(&rows, path)?;
+    }
+    if args.json {
+        return rows.iter().try_for_each(|row| line(serde_json::to_string(row)?));
+    }
+    line(seed::terminal(&rows))
 }
 
 fn make_data(args: &Args, subject: &mut Subject) -> anyhow::Result<()> {

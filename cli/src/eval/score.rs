@@ -151,13 +151,12 @@ pub(super) struct Tally {
 impl Tally {
     /// Bytes, errors and times are those of the prompts, or of the texts where no prompts were given.
     pub(super) fn score(&self, way: Way) -> Score {
-        let coding = way.coding;
         let transfers = if self.prompts.caches > 0 { &self.prompts } else { &self.texts };
         let each_ms = |total: Duration| total.as_secs_f64() * 1e3 / f64::from(transfers.caches);
         let (answers, later, near, far) = (&self.answers, &self.later, &self.near, &self.far);
         Score {
-            codec: coding.kind.name(),
-            tier: has_tiers(coding.kind).then_some(coding.tier),
+            codec: way.coding.name(),
+            tier: way.coding.tier(),
             mode: way.mode.name(),
             n: answers.asked(),
             em: share(answers.right, answers.asked),

@@ -1,8 +1,9 @@
 //! The model under evaluation, and one prompt's cache before and after the wire, bit for bit as a cluster would have it.
 
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use codec::{CodecKind, Coding, KvBlock, Limits};
@@ -16,16 +17,58 @@ use transport::ids::Ticket;
 use transport::message::{KvCoding, KvMode, KvStream, PrefillStats};
 
 use super::body::{Body, body_bytes, errors};
-use super::score::Transfers;
+use super::score::{Transfers, has_tiers};
+use super::seed::{self, Replica};
 
 /// Tokens per chunk, as prefill nodes have it by default (`--chunk-tokens`).
 const CHUNK: usize = 256;
+
+/// What codes a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// A codec that clusters speak.
+    Codec(Coding),
+    /// The replica of the seed's method, which is only measured: a body so many times smaller is aimed at.
+    Seed {
+        /// That many.
+        tier: u8,
+    },
+}
+
+impl Method {
+    /// Its name in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Codec(coding) => coding.kind.name(),
+            Self::Seed { .. } => seed::NAME,
+        }
+    }
+
+    /// Its tier, where it has tiers.
+    #[must_use]
+    pub fn tier(self) -> Option<u8> {
+        match self {
+            Self::Codec(coding) => has_tiers(coding.kind).then_some(coding.tier),
+            Self::Seed { tier } => Some(tier),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Codec(coding) => coding.fmt(f),
+            Self::Seed { tier } => write!(f, "{} at tier {tier}", seed::NAME),
+        }
+    }
+}
 
 /// How a cache is coded and sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
     /// With which codec and tier.
-    pub coding: Coding,
+    pub coding: Method,
     /// While the prompt runs or after it.
     pub mode: KvMode,
 }
@@ -35,7 +78,13 @@ impl Way {
     #[must_use]
     pub fn usual(coding: Coding) -> Self {
         let mode = if coding.kind == CodecKind::Kvtc { KvMode::After } else { KvMode::Stream };
-        Self { coding, mode }
+        Self { coding: Method::Codec(coding), mode }
+    }
+
+    /// The seed's method, which takes a whole cache at once.
+    #[must_use]
+    pub fn seed(tier: u8) -> Self {
+        Self { coding: Method::Seed { tier }, mode: KvMode::After }
     }
 }
 
@@ -86,6 +135,19 @@ pub(super) struct Piece {
     pub(super) shifts: Option<Vec<i8>>,
 }
 
+/// A cache before and after the wire, and what the crossing took.
+struct Crossed {
+    exact: Vec<Piece>,
+    /// One per piece, of the same tokens.
+    decoded: Vec<KvBlock>,
+    /// Every byte that was sent.
+    whole_bytes: usize,
+    /// Raw and coded bytes of the body.
+    body_bytes: (usize, usize),
+    encode: Duration,
+    decode: Duration,
+}
+
 impl Subject {
     /// Loads a model directory, its plan and its tokenizer.
     ///
@@ -117,41 +179,80 @@ impl Subject {
         way: Way,
         prompt: &Prefilled,
     ) -> anyhow::Result<(KvCache<bf16>, Transfers)> {
-        let (encoder, decoder) =
-            (self.loaded.encoder(way.coding, &prompt.ids)?, self.loaded.decoder(Limits::default())?);
-        let (tokens, pieces) = (prompt.ids.len(), prompt.pieces(way.mode)?);
-        let started = Instant::now();
-        let code = |piece: &Piece| encoder.encode_with_shifts(&piece.block, piece.shifts.as_deref());
-        let chunks = pieces.iter().map(code).collect::<codec::Result<Vec<_>>>()?;
-        let encode = started.elapsed();
-        let started = Instant::now();
-        let decoded = chunks.iter().map(|chunk| decoder.decode(chunk)).collect::<codec::Result<Vec<_>>>()?;
-        let decode = started.elapsed();
+        let crossed = match way.coding {
+            Method::Codec(coding) => self.by_codec(coding, way.mode, prompt)?,
+            Method::Seed { tier } => self.by_seed(tier, prompt)?,
+        };
+        let tokens = prompt.ids.len();
         let mut cache = KvCache::<bf16>::new(self.loaded.llama.config(), prompt.cache.capacity());
-        decoded.iter().try_for_each(|block| import(&mut cache, block))?;
+        crossed.decoded.iter().try_for_each(|block| import(&mut cache, block))?;
         cache.set_len(tokens)?;
-        let body = Body::of(tokens);
-        let (keys, values) = errors(&self.loaded.layout, &body, &pieces, &decoded)?;
-        let raw = self.loaded.encoder(Coding::RAW, &prompt.ids)?;
-        let (body_raw_bytes, body_coded_bytes) =
-            body_bytes(&self.loaded.layout, &body, &pieces, &chunks, &encoder, &raw)?;
+        let (keys, values) =
+            errors(&self.loaded.layout, &Body::of(tokens), &crossed.exact, &crossed.decoded)?;
         let transfers = Transfers {
             caches: 1,
             raw_bytes: tokens * self.loaded.layout.bytes_per_token(),
-            wire_bytes: stream_bytes(way, prompt, &chunks)?,
-            body_raw_bytes,
-            body_coded_bytes,
-            encode,
-            decode,
+            wire_bytes: crossed.whole_bytes,
+            body_raw_bytes: crossed.body_bytes.0,
+            body_coded_bytes: crossed.body_bytes.1,
+            encode: crossed.encode,
+            decode: crossed.decode,
             keys,
             values,
         };
         Ok((cache, transfers))
     }
 
+    fn by_codec(&self, coding: Coding, mode: KvMode, prompt: &Prefilled) -> anyhow::Result<Crossed> {
+        let (encoder, decoder) =
+            (self.loaded.encoder(coding, &prompt.ids)?, self.loaded.decoder(Limits::default())?);
+        let exact = prompt.pieces(mode)?;
+        let started = Instant::now();
+        let code = |piece: &Piece| encoder.encode_with_shifts(&piece.block, piece.shifts.as_deref());
+        let chunks = exact.iter().map(code).collect::<codec::Result<Vec<_>>>()?;
+        let encode = started.elapsed();
+        let started = Instant::now();
+        let decoded = chunks.iter().map(|chunk| decoder.decode(chunk)).collect::<codec::Result<Vec<_>>>()?;
+        let decode = started.elapsed();
+        let (layout, body) = (&self.loaded.layout, Body::of(prompt.ids.len()));
+        let raw = self.loaded.encoder(Coding::RAW, &prompt.ids)?;
+        let body_bytes = body_bytes(layout, &body, &exact, &chunks, &encoder, &raw)?;
+        let whole_bytes = stream_bytes(coding, mode, prompt, &chunks)?;
+        Ok(Crossed { exact, decoded, whole_bytes, body_bytes, encode, decode })
+    }
+
+    fn by_seed(&self, tier: u8, prompt: &Prefilled) -> anyhow::Result<Crossed> {
+        let replica = self.replica(tier)?;
+        let whole = export(&prompt.cache, 0..prompt.ids.len())?;
+        let started = Instant::now();
+        let coded = replica.encode(&whole)?;
+        let encode = started.elapsed();
+        let started = Instant::now();
+        let decoded = replica.decode(&coded)?;
+        let decode = started.elapsed();
+        let (whole_bytes, body_bytes) = (replica.whole_bytes(&coded), replica.body_bytes(&coded));
+        // Piece by piece as it was decoded, so that errors are measured between equals.
+        let exact = decoded.iter().map(|block| {
+            let range = block.first_token..block.first_token + block.tokens;
+            Ok(Piece { block: export(&prompt.cache, range)?, shifts: None })
+        });
+        let exact = exact.collect::<anyhow::Result<_>>()?;
+        Ok(Crossed { exact, decoded, whole_bytes, body_bytes, encode, decode })
+    }
+
+    fn replica(&self, tier: u8) -> anyhow::Result<Replica<'_>> {
+        let plan = self.loaded.plan.as_deref();
+        let plan = plan.context("the seed's method needs a plan, as `kvferry calibrate` makes it")?;
+        Replica::new(plan, tier)
+    }
+
     /// Refuses a coding that this model or plan does not allow.
-    pub(super) fn check(&self, coding: Coding) -> anyhow::Result<()> {
-        self.loaded.encoder(coding, &[0]).map(drop).with_context(|| {
+    pub(super) fn check(&self, coding: Method) -> anyhow::Result<()> {
+        let possible = match coding {
+            Method::Codec(coding) => self.loaded.encoder(coding, &[0]).map(drop).map_err(Into::into),
+            Method::Seed { tier } => self.replica(tier).map(drop),
+        };
+        possible.with_context(|| {
             format!("cannot code with {coding} (--plan names a plan, `kvferry calibrate` makes one)")
         })
     }
@@ -177,10 +278,15 @@ impl Subject {
 }
 
 /// Every byte that a prefill node writes to the KV stream for these chunks: frames, opening and closing message included.
-fn stream_bytes(way: Way, prompt: &Prefilled, chunks: &[Vec<u8>]) -> anyhow::Result<usize> {
+fn stream_bytes(
+    coding: Coding,
+    mode: KvMode,
+    prompt: &Prefilled,
+    chunks: &[Vec<u8>],
+) -> anyhow::Result<usize> {
     let begin = KvStream::Begin {
         ticket: Ticket::random(),
-        coding: KvCoding { codec: way.coding.kind.name().into(), tier: way.coding.tier, mode: way.mode },
+        coding: KvCoding { codec: coding.kind.name().into(), tier: coding.tier, mode },
         prompt_tokens: prompt.ids.len() as u32,
     };
     let mut digest = KvDigest::default();

@@ -19,10 +19,15 @@ pub use covariance::Covariance;
 pub use paper::add_paper;
 pub use predictor::{Predictor, inputs};
 
+use half::bf16;
+
 use crate::{
-    error::Result,
+    error::{Error, Result},
     layout::{KvBlock, KvLayout},
-    stages::{rope::RopeTable, rows::gather},
+    stages::{
+        rope::RopeTable,
+        rows::{Rows, gather, scatter},
+    },
 };
 
 /// The rows of a block, keys without RoPE and values, each `[tokens, P]`; features in the order layer, head, dimension.
@@ -42,4 +47,32 @@ pub fn rows(block: &KvBlock, layout: &KvLayout) -> Result<(Vec<f32>, Vec<f32>)> 
         rows
     };
     Ok((gather_all(&block.keys, Some(&rope)), gather_all(&block.values, None)))
+}
+
+/// Rows back to a block that starts at `first_token`, bf16 and keys with RoPE: the mirror of [`rows`].
+///
+/// # Errors
+/// [`Error::InvalidArgument`] when keys and values are not as many whole rows, or a number is not finite.
+pub fn block(first_token: usize, rows: (Vec<f32>, Vec<f32>), layout: &KvLayout) -> Result<KvBlock> {
+    layout.validate()?;
+    let (keys, values) = rows;
+    let (features, len) = (layout.features(), keys.len());
+    if len != values.len() || !len.is_multiple_of(features) {
+        let detail = format!("{len} and {} numbers are no rows of {features}", values.len());
+        return Err(Error::InvalidArgument(detail));
+    }
+    if !keys.iter().chain(&values).all(|x| x.is_finite()) {
+        return Err(Error::InvalidArgument("a row holds a number that is not finite".to_owned()));
+    }
+    let tokens = len / features;
+    let rope = RopeTable::new(layout, first_token, tokens);
+    let planes = |features: Vec<f32>, rope: Option<&RopeTable>| {
+        let mut cache = vec![bf16::ZERO; len];
+        let rows = [Rows { tokens: (0..tokens).collect(), features }];
+        if tokens > 0 {
+            scatter(&rows, layout, tokens, rope, &mut cache);
+        }
+        cache
+    };
+    Ok(KvBlock { first_token, tokens, keys: planes(keys, Some(&rope)), values: planes(values, None) })
 }

@@ -40,7 +40,7 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    fn push_side(&mut self, side: &SideBytes) {
+    pub(crate) fn push_side(&mut self, side: &SideBytes) {
         self.breaks.extend(side.breaks.iter().map(|at| self.bytes.len() + at));
         self.bytes.extend_from_slice(&side.bytes);
         self.breaks.push(self.bytes.len());
