@@ -53,7 +53,7 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
     let roles = Roles::of(job.place, profile.sinks, WINDOW);
     let shifts = job.shifts.map(|shifts| &shifts[roles.coded()]);
     let mut payload = Payload::default();
-    let known = known(job, &mut payload)?;
+    let known = known_of(job, &mut payload)?;
     if let Some(shifts) = shifts {
         payload.bytes.extend(shifts.iter().map(|&shift| shift as u8));
         payload.breaks.push(payload.bytes.len());
@@ -107,7 +107,7 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
 }
 
 /// Writes the ids that the plan's predictor looks at, if it has one.
-fn known<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
+pub(crate) fn known_of<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
     let Some(predictor) = &job.plan.kvtc().predictor else { return Ok(None) };
     let (features, ids) = job.known.ok_or(Error::FeaturesMissing)?;
     let ids = &ids[id_range(predictor, &job.place)];

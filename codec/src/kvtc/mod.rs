@@ -7,5 +7,5 @@ mod encode;
 mod known;
 
 pub(crate) use decode::{Opened, Parts, decode, shifts_of};
-pub(crate) use encode::{Job, Payload, encode};
-pub(crate) use known::write_ids;
+pub(crate) use encode::{Job, Payload, encode, known_of};
+pub(crate) use known::{Known, write_ids};
