@@ -13,4 +13,5 @@ pub mod eval;
 pub mod health;
 pub mod inspect;
 pub mod output;
+mod plot;
 pub mod prompts;

@@ -12,6 +12,14 @@ use super::documents::Documents;
 pub(super) const SINK_TOKENS: usize = 4;
 const CHUNK: usize = 512;
 
+/// How much something was measured on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sample {
+    pub(crate) documents: usize,
+    /// Without sinks.
+    pub(crate) tokens: usize,
+}
+
 /// One document's cache, without the sinks.
 #[derive(Debug)]
 pub(crate) struct Document {
@@ -54,14 +62,14 @@ pub(crate) fn collect(
     (wanted, most): (usize, usize),
     progress: &ProgressBar,
     mut take: impl FnMut(Document) -> anyhow::Result<()>,
-) -> anyhow::Result<usize> {
-    let (mut seen, mut taken) = (0, 0);
-    while seen < wanted && taken < most {
+) -> anyhow::Result<Sample> {
+    let mut seen = Sample::default();
+    while seen.tokens < wanted && seen.documents < most {
         let Some(ids) = documents.next()? else { break };
         let count = ids.len() - SINK_TOKENS;
         take(Document::run(loaded, ids, None)?)?;
-        seen += count;
-        taken += 1;
+        seen.documents += 1;
+        seen.tokens += count;
         progress.inc(count as u64);
     }
     Ok(seen)

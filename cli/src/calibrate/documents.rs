@@ -82,6 +82,11 @@ impl<'a> Documents<'a> {
         Ok(None)
     }
 
+    /// Tokens so far: of documents with questions, and of all.
+    pub(super) fn seen(&self) -> (usize, usize) {
+        (self.asked_seen, self.asked_seen + self.short_seen + self.long_seen)
+    }
+
     /// The texts that no document was made from yet.
     pub(super) fn rest(&self) -> &'a [String] {
         &self.texts[self.next.min(self.texts.len())..]

@@ -26,12 +26,20 @@ pub(super) struct Fisher {
     pub(super) tokens: usize,
 }
 
-/// Longest document that [`fisher`] uses, in tokens: what fits 2 GiB beside the weights in f32. A token needs the residual
-/// stream twice per layer, its cache's gradient and about twelve vectors as wide as the feed-forward layer.
+/// Longest document that [`fisher`] uses, in tokens: what fits 2 GiB beside the weights in f32.
 pub(super) fn document_tokens(config: &model::Config) -> usize {
+    (MEMORY_BYTES / token_bytes(config)).min(config.max_position_embeddings).min(MAX_TOKENS)
+}
+
+/// Memory for the backward pass of the longest document.
+pub(super) fn document_bytes(config: &model::Config) -> usize {
+    document_tokens(config) * token_bytes(config)
+}
+
+/// A token needs the residual stream twice per layer, its cache's gradient and about twelve vectors as wide as the feed-forward layer.
+fn token_bytes(config: &model::Config) -> usize {
     let residual = 2 * config.layers * config.hidden_size;
-    let token = residual + 2 * config.kv_features() + 12 * config.intermediate_size;
-    (MEMORY_BYTES / 4 / token).min(config.max_position_embeddings).min(MAX_TOKENS)
+    4 * (residual + 2 * config.kv_features() + 12 * config.intermediate_size)
 }
 
 /// Estimates the diagonal over documents until `wanted` tokens were seen or the documents are used up. Longer documents

@@ -8,12 +8,12 @@ use model::{KvCache, LogitsOf, Sequence};
 use node::Loaded;
 use openai::Tokenizer;
 
-use super::collect::Document;
+use super::collect::{Document, Sample};
 use super::documents::Documents;
 use super::{Args, bar};
 
 /// Tokens of the held-out documents.
-const TOKENS: usize = 16_384;
+pub(super) const TOKENS: usize = 16_384;
 
 /// Rows of all held-out documents, one after the other.
 #[derive(Debug, Default)]
@@ -56,13 +56,14 @@ impl HeldOut {
         Ok(all)
     }
 
-    /// Takes what the predictor says off the rows.
+    /// Takes what the predictor says off the rows, and returns which share of the variance of keys and of values that leaves.
     pub(super) fn remove(
         &mut self,
         predictor: &Predictor,
         source: &dyn TokenFeatures,
         features: usize,
-    ) -> codec::Result<()> {
+    ) -> codec::Result<(f64, f64)> {
+        let before = (spread(&self.keys, features), spread(&self.values, features));
         let mut start = 0;
         for (rows, lead) in &self.documents {
             let ids = [lead, &self.ids[start..start + rows]].concat();
@@ -71,8 +72,27 @@ impl HeldOut {
             predictor.remove(source, (&ids, lead.len()), keys, values)?;
             start += rows;
         }
-        Ok(())
+        let after = (spread(&self.keys, features), spread(&self.values, features));
+        Ok((after.0 / before.0, after.1 / before.1))
     }
+
+    /// Documents and rows.
+    pub(super) fn sample(&self) -> Sample {
+        Sample { documents: self.documents.len(), tokens: self.ids.len() }
+    }
+}
+
+/// Squared distance of rows from their mean, summed.
+fn spread(rows: &[f32], features: usize) -> f64 {
+    let count = (rows.len() / features).max(1) as f64;
+    let (mut sums, mut squares) = (vec![0.0; features], 0.0);
+    for row in rows.chunks_exact(features) {
+        for (sum, &x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(x);
+            squares += f64::from(x).powi(2);
+        }
+    }
+    squares - sums.iter().map(|sum| sum * sum / count).sum::<f64>()
 }
 
 /// Takes documents that nothing else will see.
@@ -87,8 +107,11 @@ pub(super) fn choose(documents: &mut Documents<'_>) -> anyhow::Result<Vec<Vec<u3
     Ok(chosen)
 }
 
+/// A token, and its keys and values.
+type FirstRow = (u32, Vec<bf16>, Vec<bf16>);
+
 /// Begin-of-text and its cache alone at position 0, keys and values; none where the model has no such token.
-pub(super) fn first_row(args: &Args, loaded: &Loaded) -> anyhow::Result<Option<(u32, Vec<bf16>, Vec<bf16>)>> {
+pub(super) fn first_row(args: &Args, loaded: &Loaded) -> anyhow::Result<Option<FirstRow>> {
     let Some(token) = Tokenizer::load(&args.model)?.begin_of_text() else { return Ok(None) };
     let mut cache = KvCache::<bf16>::new(loaded.llama.config(), 1);
     let sequence = Sequence { cache: &mut cache, tokens: &[token], received: None };

@@ -3,6 +3,7 @@
 //!
 //! See docs/calibration.md for how much text it needs and how to judge the result.
 
+mod clock;
 mod collect;
 mod corpus;
 mod documents;
@@ -10,17 +11,19 @@ mod eigen;
 mod fisher;
 mod gradient;
 mod held_out;
+mod layers;
+mod memory;
 mod moments;
+mod paper;
 mod quality;
 mod report;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device};
-use codec::fit::{Balance, Basis, PlanBuilder, Predictor, add_paper};
-use codec::{KvLayout, MAX_FEATURES, Plan, TokenFeatures};
+use codec::fit::{Balance, Basis, PlanBuilder, Predictor, Report};
+use codec::{MAX_FEATURES, Plan, TokenFeatures};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use node::Loaded;
 use node::args::default_model_dir;
@@ -29,10 +32,14 @@ use openai::{ChatTemplate, Tokenizer};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use clock::Clock;
+use collect::Sample;
 use documents::Documents;
 use fisher::{Fisher, fisher};
 use gradient::Gradient;
 use held_out::{HeldOut, first_row};
+use layers::Layer;
+use memory::Memory;
 use moments::{Moments, Side, predictor};
 
 /// Calibration tokens per feature by default: below one the basis cannot span the data, at five it is good
@@ -44,13 +51,6 @@ const MIN_TOKENS: usize = 160_000;
 const FISHER_TOKENS: usize = 16_384;
 /// Added to every feature's mean squared gradient, as a share of their mean: a feature without gradient is not worthless.
 const FISHER_FLOOR: f64 = 0.05;
-
-/// A layer's attention counts within these bounds, whatever the gradients say.
-const LEAST_LAYER: f64 = 0.05;
-const MOST_LAYER: f64 = 20.0;
-
-/// Held-out rows that kvtc-paper's errors are measured on.
-const PAPER_ROWS: usize = 2_048;
 
 /// Fits the codec's plan for a model from sample text.
 #[derive(Debug, clap::Args)]
@@ -82,6 +82,9 @@ pub struct Args {
     /// Leave out the tables of kvtc-paper: a third of the plan's bytes.
     #[arg(long)]
     without_paper: bool,
+    /// Write what was found, with pictures, into this directory: report.md, and spectrum, bits and layers as SVG and PNG.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// Find the cheapest tier whose KL on held-out documents stays within this, in nats.
     #[arg(long, value_name = "NATS")]
     max_kl: Option<f64>,
@@ -101,39 +104,79 @@ pub struct Args {
 /// # Errors
 /// When model or corpus cannot be read, or the corpus is too small.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let started = Instant::now();
+    let mut clock = Clock::start();
     let loaded = Loaded::without_plan(&args.model).context("cannot load the model")?;
+    let config = loaded.llama.config();
     let features = loaded.layout.features();
     ensure!(
         features <= MAX_FEATURES,
         "{features} features a token; at most {MAX_FEATURES} are supported for now"
     );
+    let longest = args.document_tokens.min(config.max_position_embeddings);
+    let memory = Memory::of(config, args.context.into(), longest);
+    eprintln!("memory: {memory}");
     let bars = MultiProgress::new();
     let texts = read_corpus(args, &bars)?;
     let tokenizer = Tokenizer::load(&args.model)?;
-    let longest = args.document_tokens.min(loaded.llama.config().max_position_embeddings);
     let template = ChatTemplate::load(&args.model).ok();
     let mix = (args.question_share, args.seed);
     let mut documents = Documents::new(&texts, &tokenizer, template.as_ref(), longest, mix);
-    let held_out = held_out::choose(&mut documents)?;
-    let gradients = gradients(args, &mut documents, &bars)?;
-    let (keys, values) = moments(args, &loaded, &mut documents, &bars)?;
-    let layers = layer_weights(&loaded.layout, &gradients, (&keys, &values));
-    let held_out = HeldOut::run(&loaded, held_out, &layers, &bars)?;
-    let paper = (!args.without_paper).then(|| paper_rows(&held_out, features));
-    let mut plan = fit(args, &loaded, (&keys, &values), (held_out, layers), &gradients, &bars)?;
-    if let Some(rows) = paper {
-        plan = with_paper(args, plan, (&keys, &values), rows, &bars)?;
-    }
+    let (mut seen, held_out) = see(args, &loaded, &mut documents, (&bars, &mut clock))?;
+    seen.texts = texts.len();
+    let fitted = fit(args, &loaded, &seen, held_out, (&bars, &mut clock))?;
     let out = args.out.clone().unwrap_or_else(|| args.model.join(PLAN_FILE));
-    let bytes = plan.to_bytes();
+    let bytes = fitted.plan.to_bytes();
     write_whole(&out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
-    report::print(&plan, bytes.len(), started.elapsed());
-    eprintln!("plan {} written to {}", plan.id(), out.display());
+    clock.end("writing");
+    let found =
+        report::Found { args, longest, memory, seen: &seen, fitted: &fitted, bytes: &bytes, clock: &clock };
+    found.print()?;
+    if let Some(dir) = &args.report {
+        found.write(dir)?;
+    }
+    eprintln!("plan {} written to {}", fitted.plan.id(), out.display());
     match args.max_kl {
         Some(max_kl) => quality::find(&args.model, &out, documents.rest(), max_kl),
         None => Ok(()),
     }
+}
+
+/// What the documents said.
+struct Seen {
+    texts: usize,
+    held_out: Sample,
+    gradients: Fisher,
+    sample: Sample,
+    /// Share of the sample's tokens that come with questions.
+    asked_share: f64,
+    keys: Side,
+    values: Side,
+    layers: Vec<Layer>,
+    weights: Vec<f32>,
+}
+
+/// Runs everything that has to run through the model: gradients first, then moments, then the held-out documents.
+fn see(
+    args: &Args,
+    loaded: &Loaded,
+    documents: &mut Documents<'_>,
+    (bars, clock): (&MultiProgress, &mut Clock),
+) -> anyhow::Result<(Seen, HeldOut)> {
+    let held_out = held_out::choose(documents)?;
+    clock.end("loading and reading");
+    let gradients = gradients(args, documents, bars)?;
+    clock.end("gradients");
+    let before = documents.seen();
+    let (sample, (keys, values)) = moments(args, loaded, documents, bars)?;
+    let after = documents.seen();
+    let asked_share = (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64;
+    clock.end("running documents");
+    let layers = layers::layers(&loaded.layout, &gradients, (&keys, &values));
+    let weights = layers::weights(&layers);
+    let rows = HeldOut::run(loaded, held_out, &weights, bars)?;
+    clock.end("running held-out documents");
+    let held_out = rows.sample();
+    Ok((Seen { texts: 0, held_out, gradients, sample, asked_share, keys, values, layers, weights }, rows))
 }
 
 /// Writes beside the target and renames, so that no node ever reads half a plan.
@@ -171,7 +214,7 @@ fn moments(
     loaded: &Loaded,
     documents: &mut Documents<'_>,
     bars: &MultiProgress,
-) -> anyhow::Result<(Side, Side)> {
+) -> anyhow::Result<(Sample, (Side, Side))> {
     let features = loaded.layout.features();
     let wanted = args.tokens.unwrap_or_else(|| (features * TOKENS_PER_FEATURE).max(MIN_TOKENS));
     let bar = bar(bars, wanted as u64, "running documents through the model");
@@ -182,48 +225,98 @@ fn moments(
         Ok(moments.push(source.as_ref(), &document)?)
     })?;
     ensure!(
-        seen >= features,
-        "the corpus gave only {seen} tokens; a basis of {features} features needs at least as many (--corpus, --tokens)"
+        seen.tokens >= features,
+        "the corpus gave only {} tokens; a basis of {features} features needs at least as many (--corpus, --tokens)",
+        seen.tokens
     );
-    bar.finish_with_message(format!("calibration: {seen} tokens"));
-    Ok(moments.finish()?)
+    bar.finish_with_message(format!("calibration: {} tokens", seen.tokens));
+    Ok((seen, moments.finish()?))
+}
+
+/// A plan and what was measured for it.
+struct Fitted {
+    plan: Plan,
+    measured: Report,
+    /// Where rows are predicted.
+    left: Option<Left>,
+}
+
+/// Shares of the variance of keys and of values that token ids leave.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    /// Of the rows that the prediction was made from.
+    calibration: (f64, f64),
+    held_out: (f64, f64),
 }
 
 fn fit(
     args: &Args,
     loaded: &Loaded,
-    (keys, values): (&Side, &Side),
-    (mut held_out, layers): (HeldOut, Vec<f32>),
-    gradients: &Fisher,
-    bars: &MultiProgress,
-) -> anyhow::Result<Plan> {
-    let source = loaded.token_features();
-    let bar = bar(bars, 3, "principal axes");
-    let predictor = predictor_of(args, source.as_ref(), (keys, values))?;
-    bar.inc(1);
-    let (of_keys, of_values) = predictor.as_ref().map(Predictor::maps).unwrap_or_default();
-    let (key_weights, value_weights) = weights(gradients);
-    let key_basis = cut(args, keys.weighted_basis(of_keys, &key_weights)?);
-    bar.inc(1);
-    let value_basis = cut(args, values.weighted_basis(of_values, &value_weights)?);
-    bar.finish_with_message("principal axes");
-    if let Some(predictor) = &predictor {
-        held_out.remove(predictor, source.as_ref(), loaded.layout.features())?;
+    seen: &Seen,
+    held_out: HeldOut,
+    (bars, clock): (&MultiProgress, &mut Clock),
+) -> anyhow::Result<Fitted> {
+    let paper = (!args.without_paper).then(|| paper::rows(&held_out, loaded.layout.features()));
+    let mut fitted = fit_kvtc(args, loaded, seen, held_out, (bars, clock))?;
+    if let Some(rows) = paper {
+        fitted.plan = paper::add(args, &fitted.plan, (&seen.keys, &seen.values), rows, bars)?;
+        clock.end("kvtc-paper");
     }
-    let HeldOut { keys, values, ids, shifts, .. } = held_out;
+    Ok(fitted)
+}
+
+fn fit_kvtc(
+    args: &Args,
+    loaded: &Loaded,
+    seen: &Seen,
+    mut held_out: HeldOut,
+    (bars, clock): (&MultiProgress, &mut Clock),
+) -> anyhow::Result<Fitted> {
+    let source = loaded.token_features();
+    let (keys, values) = (&seen.keys, &seen.values);
+    let predictor = predictor_of(args, source.as_ref(), (keys, values))?;
+    let (key_basis, value_basis) = bases(args, seen, predictor.as_ref(), bars)?;
+    let mut left = None;
+    if let Some(predictor) = &predictor {
+        let (of_keys, of_values) = predictor.maps();
+        let calibration = (keys.unexplained(of_keys), values.unexplained(of_values));
+        let held_out = held_out.remove(predictor, source.as_ref(), loaded.layout.features())?;
+        left = Some(Left { calibration, held_out });
+    }
+    clock.end("axes");
+    let sides = ((key_basis, held_out.keys), (value_basis, held_out.values));
     let (layout, model) = (loaded.layout.clone(), loaded.llama.fingerprint());
-    let mut builder = PlanBuilder::new(layout, model, (key_basis, keys), (value_basis, values))
+    let mut builder = PlanBuilder::new(layout, model, sides.0, sides.1)
         .balance(Balance::OneStep)
         .target(args.target_ratio)
-        .shifts(shifts)
-        .layer_weights(layers);
+        .shifts(held_out.shifts)
+        .layer_weights(seen.weights.clone());
     if let Some(predictor) = predictor {
-        builder = builder.predicting(predictor, ids);
+        builder = builder.predicting(predictor, held_out.ids);
         if let Some((token, keys, values)) = first_row(args, loaded)? {
             builder = builder.first_row(token, keys, values);
         }
     }
-    build(builder, bars)
+    let (plan, measured) = build(builder, bars)?;
+    clock.end("tables and steps");
+    Ok(Fitted { plan, measured, left })
+}
+
+/// Axes of what a predictor leaves.
+fn bases(
+    args: &Args,
+    seen: &Seen,
+    predictor: Option<&Predictor>,
+    bars: &MultiProgress,
+) -> anyhow::Result<(Basis, Basis)> {
+    let bar = bar(bars, 2, "principal axes");
+    let (of_keys, of_values) = predictor.map(Predictor::maps).unwrap_or_default();
+    let (key_weights, value_weights) = weights(&seen.gradients);
+    let keys = cut(args, seen.keys.weighted_basis(of_keys, &key_weights)?);
+    bar.inc(1);
+    let values = cut(args, seen.values.weighted_basis(of_values, &value_weights)?);
+    bar.finish_with_message("principal axes");
+    Ok((keys, values))
 }
 
 /// Keeps the strongest components of a basis.
@@ -234,32 +327,6 @@ fn cut(args: &Args, mut basis: Basis) -> Basis {
     basis
 }
 
-/// Rows as they are, which kvtc-paper codes.
-fn paper_rows(held_out: &HeldOut, features: usize) -> (Vec<f32>, Vec<f32>) {
-    let rows = held_out.ids.len();
-    let every = rows.div_ceil(PAPER_ROWS).max(1);
-    let sample = |side: &[f32]| side.chunks_exact(features).step_by(every).flatten().copied().collect();
-    (sample(&held_out.keys), sample(&held_out.values))
-}
-
-fn with_paper(
-    args: &Args,
-    plan: Plan,
-    (keys, values): (&Side, &Side),
-    rows: (Vec<f32>, Vec<f32>),
-    bars: &MultiProgress,
-) -> anyhow::Result<Plan> {
-    let bar = bar(bars, 1, "kvtc-paper");
-    let (of_keys, of_values) = (cut(args, keys.plain_basis()?), cut(args, values.plain_basis()?));
-    let plan = add_paper(&plan, (of_keys, rows.0), (of_values, rows.1), &mut |progress| {
-        bar.set_message(progress.stage);
-        bar.set_length(progress.total as u64);
-        bar.set_position(progress.done as u64);
-    })?;
-    bar.finish_with_message("kvtc-paper");
-    Ok(plan)
-}
-
 fn predictor_of(
     args: &Args,
     source: &dyn TokenFeatures,
@@ -268,14 +335,7 @@ fn predictor_of(
     if args.context == 0 {
         return Ok(None);
     }
-    let predictor = predictor(source, args.context.into(), (keys, values))?;
-    let (of_keys, of_values) = predictor.maps();
-    eprintln!(
-        "token ids leave {:.1} % of the variance of keys and {:.1} % of values",
-        100.0 * keys.unexplained(of_keys),
-        100.0 * values.unexplained(of_values)
-    );
-    Ok(Some(predictor))
+    predictor(source, args.context.into(), (keys, values)).map(Some)
 }
 
 /// Square roots of the mean squared gradients, keys and values on one scale: about 1.
@@ -289,33 +349,20 @@ fn weights(gradients: &Fisher) -> (Vec<f32>, Vec<f32>) {
     (root(&gradients.keys, of_keys), root(&gradients.values, of_values))
 }
 
-/// What attention in each layer is worth, 1 on average: how much the model's loss feels of that layer's cache.
-fn layer_weights(layout: &KvLayout, gradients: &Fisher, (keys, values): (&Side, &Side)) -> Vec<f32> {
-    let per_layer = layout.kv_heads * layout.head_dim;
-    let felt = |gradients: &[f64], side: &Side| -> Vec<f64> {
-        let each: Vec<f64> = gradients.iter().zip(side.variances()).map(|(g, v)| g * v).collect();
-        each.chunks_exact(per_layer).map(|layer| layer.iter().sum()).collect()
-    };
-    let (of_keys, of_values) = (felt(&gradients.keys, keys), felt(&gradients.values, values));
-    let felt: Vec<f64> = of_keys.iter().zip(&of_values).map(|(a, b)| a + b).collect();
-    let mean = felt.iter().sum::<f64>() / felt.len() as f64;
-    felt.iter().map(|x| (x / mean).clamp(LEAST_LAYER, MOST_LAYER) as f32).collect()
-}
-
 fn share(text: &str) -> Result<f64, String> {
     let share: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("{share} is outside 0 to 1")) }
 }
 
-fn build(builder: PlanBuilder, bars: &MultiProgress) -> anyhow::Result<Plan> {
+fn build(builder: PlanBuilder, bars: &MultiProgress) -> anyhow::Result<(Plan, Report)> {
     let bar = bar(bars, 1, "plan");
-    let plan = builder.build(&mut |progress| {
+    let built = builder.build_with_report(&mut |progress| {
         bar.set_message(progress.stage);
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
     })?;
     bar.finish_with_message("steps and tables");
-    Ok(plan)
+    Ok(built)
 }
 
 fn bar(bars: &MultiProgress, length: u64, message: &'static str) -> ProgressBar {

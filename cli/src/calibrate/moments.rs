@@ -7,7 +7,7 @@ use super::collect::Document;
 use super::eigen::{axes, regress, residual};
 
 /// Rows summed up at a time.
-const BATCH_ROWS: usize = 4096;
+pub(super) const BATCH_ROWS: usize = 4096;
 /// Share of the features' mean variance added to each: hundreds of features over a hundred thousand tokens are barely over-fitted.
 const RIDGE: f64 = 1e-4;
 

@@ -8,8 +8,9 @@ use crate::{
     fit::{
         Predictor, classes,
         coefficients::Coefficients,
+        report::{Energy, Report},
         steps,
-        steps::{Coded, Measured},
+        steps::{Coded, MEASURED_TIERS, Measured},
         threshold,
     },
     format::segments::SEGMENT_BYTES,
@@ -20,14 +21,12 @@ use crate::{
         elements::Rows,
         predictor::FirstRow,
         space::{Space, invert},
-        tiers::{TierSteps, TierTable},
+        tiers::TierTable,
     },
     stages::{deflate::deflate, quantize::GRID_PER_CLASS},
     tokens::{SHIFTS, SINKS},
 };
 
-/// Tiers that are measured; those between are interpolated.
-const MEASURED_TIERS: [u8; 16] = [4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128];
 /// Tier at which the last tokens of a prompt are coded.
 const WINDOW_TIER: u8 = 6;
 /// Sinks that stay exact where the plan knows what others are worth: the first token alone, whose row depends on nothing.
@@ -57,7 +56,7 @@ pub enum Balance {
     OneStep,
 }
 
-/// How far [`PlanBuilder::build`] has come.
+/// How far [`PlanBuilder::build_with_report`] has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// What is being done.
@@ -146,42 +145,40 @@ impl PlanBuilder {
         Self { layer_weights: Some(weights), ..self }
     }
 
-    /// Measures and builds. `progress` is called from this thread after every part.
+    /// [`Self::build_with_report`] without the report.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn build(self, progress: &mut dyn FnMut(Progress)) -> Result<Plan> {
+        Ok(self.build_with_report(progress)?.0)
+    }
+
+    /// Measures and builds, and says what was measured. `progress` is called from this thread after every part.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when sizes do not fit or numbers are not finite.
-    pub fn build(self, progress: &mut dyn FnMut(Progress)) -> Result<Plan> {
-        self.layout.validate()?;
-        if !TIERS.contains(&self.target) {
-            let (target, first, last) = (self.target, TIERS.start(), TIERS.end());
-            return Err(Error::InvalidArgument(format!("target tier {target} is outside {first} to {last}")));
-        }
-        let features = self.layout.features();
+    pub fn build_with_report(self, progress: &mut dyn FnMut(Progress)) -> Result<(Plan, Report)> {
         self.check_extras()?;
-        let mut report = |stage, done, total| progress(Progress { stage, done, total });
+        let features = self.layout.features();
+        let mut say = |stage, done, total| progress(Progress { stage, done, total });
         let keys = measure(self.keys, features, self.target)?;
-        report("class tables", 1, 2);
+        say("class tables", 1, 2);
         let values = measure(self.values, features, self.target)?;
-        report("class tables", 2, 2);
+        say("class tables", 2, 2);
         let ids = self.predictor.as_ref().map_or(0, |(predictor, ids)| id_bytes(predictor, ids));
         let uniform = Coded { shifts: None, beside: ids };
-        let tables = if self.shifts.is_some() { 2 } else { 1 };
-        let mut table = |coded: Coded<'_>, before: usize| {
-            let mut tiers: Vec<TierSteps> = Vec::new();
-            for (i, tier) in MEASURED_TIERS.into_iter().enumerate() {
-                tiers.push(steps::find(&keys, &values, tier, (self.balance, coded), tiers.last().copied()));
-                report("steps", before + i + 1, tables * MEASURED_TIERS.len());
-            }
-            TierTable::new(tiers)
+        let with_shifts = |shifts| Coded { shifts: Some(shifts), beside: ids + shift_bytes(shifts) };
+        let shifted = self.shifts.as_deref().map(with_shifts);
+        let (mut done, total) = (0, MEASURED_TIERS.len() * if shifted.is_some() { 2 } else { 1 });
+        let mut table = |coded| {
+            steps::table(&keys, &values, (self.balance, coded), &mut || {
+                done += 1;
+                say("steps", done, total);
+            })
         };
-        let tiers = table(uniform, 0)?;
-        let shifted_tiers = match &self.shifts {
-            Some(shifts) => {
-                let coded = Coded { shifts: Some(shifts), beside: ids + shift_bytes(shifts) };
-                Some(table(coded, MEASURED_TIERS.len())?)
-            }
-            None => None,
-        };
+        let tiers = table(uniform)?;
+        let shifted_tiers = shifted.map(table).transpose()?;
+        let report = Report::measure(&keys, &values, (uniform, &tiers), shifted.zip(shifted_tiers.as_ref()));
         let finest = finest(&tiers, shifted_tiers.as_ref(), self.shifts.as_deref());
         let profile = KvtcProfile {
             sinks: if shifted_tiers.is_some() { KNOWN_SINKS } else { SINKS },
@@ -195,11 +192,16 @@ impl PlanBuilder {
             layer_weights: self.layer_weights,
         };
         debug_assert!(TIERS.contains(&profile.window_tier));
-        Ok(Plan::new(self.model, self.layout, profile))
+        Ok((Plan::new(self.model, self.layout, profile), report))
     }
 
     fn check_extras(&self) -> Result<()> {
+        self.layout.validate()?;
         let refuse = |what: String| Err(Error::InvalidArgument(what));
+        if !TIERS.contains(&self.target) {
+            let (target, first, last) = (self.target, TIERS.start(), TIERS.end());
+            return refuse(format!("target tier {target} is outside {first} to {last}"));
+        }
         let (features, rows) = (self.layout.features(), self.keys.1.len() / self.layout.features());
         if let Some((predictor, ids)) = &self.predictor {
             let mapped = predictor.maps().0.len() / predictor.stored.inputs();
@@ -270,7 +272,8 @@ fn measure((basis, rows): (Basis, Vec<f32>), features: usize, target: u8) -> Res
     };
     let coefficients = Coefficients::measure(&mut space, &rows, features.div_ceil(WIDE_SHARE));
     space.classes = classes::fit(&space, &coefficients);
-    let mut side = Measured { space, coefficients };
+    let energy = Energy::of(&space, &rows);
+    let mut side = Measured { space, coefficients, energy };
     threshold::choose(&mut side, target);
     Ok(side)
 }

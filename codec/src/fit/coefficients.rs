@@ -13,7 +13,7 @@ use crate::{
         deflate::deflate,
         order::Order,
         pca::{TILE_ROWS, project},
-        quantize::{Steps, class_of, dequantize, log_sigma, quantize, step_size},
+        quantize::{GRID_PER_CLASS, Steps, class_of, dequantize, log_sigma, quantize, step_size},
     },
     tokens::{Group, Side, by_shift},
 };
@@ -83,10 +83,7 @@ impl Coefficients {
         let starts: Vec<usize> = (0..self.rows).step_by(CHUNK_ROWS).collect();
         let chunk = |start: usize| {
             let rows = start..(start + CHUNK_ROWS).min(self.rows);
-            let groups = match shifts {
-                Some(shifts) => by_shift(0..rows.len(), &shifts[rows.clone()]),
-                None => vec![Group { tokens: (0..rows.len()).collect(), shift: 0, is_window: false }],
-            };
+            let groups = groups(rows.len(), shifts.map(|shifts| &shifts[rows.clone()]));
             self.chunk_bytes(space, exponent, rows, &groups)
         };
         starts.into_par_iter().map(chunk).sum()
@@ -94,20 +91,43 @@ impl Coefficients {
 
     /// Sum of squared errors over all components at a step, those that are not coded included.
     pub(crate) fn squared_error(&self, space: &Space, exponent: i32) -> f64 {
-        let step = step_size(exponent);
-        let class = |j: usize| class_of(space.log_sigma[j], exponent) - space.classes.first_class;
+        self.squared_errors(space, exponent, None).into_iter().sum()
+    }
+
+    /// Sum of squared errors of each component at a step, with a shift per row if there are any.
+    pub(crate) fn squared_errors(&self, space: &Space, exponent: i32, shifts: Option<&[i8]>) -> Vec<f64> {
+        let groups = groups(self.rows, shifts);
         let error = |j: usize| {
-            let coefficients = self.component(j);
-            let (mut symbols, mut back) = (vec![0; self.rows], vec![0.0; self.rows]);
-            if let Ok(table) = usize::try_from(class(j)) {
-                let table = &space.classes.tables[table.min(space.classes.tables.len() - 1)];
-                quantize(coefficients, step, &mut symbols);
-                dequantize(&symbols, &table.centroids, step, &mut back);
-            }
-            coefficients.iter().zip(back).map(|(y, back)| f64::from(y - back).powi(2)).sum::<f64>()
+            let component = self.component(j);
+            let of_group = |group: &Group| {
+                let coefficients: Vec<f32> = group.tokens.iter().map(|&row| component[row]).collect();
+                error_of(space, j, exponent_of(exponent, group.shift), &coefficients)
+            };
+            groups.iter().map(of_group).sum()
         };
-        let errors: Vec<f64> = (0..space.log_sigma.len()).into_par_iter().map(error).collect();
-        errors.into_iter().sum()
+        (0..space.log_sigma.len()).into_par_iter().map(error).collect()
+    }
+
+    /// Sum of squares of each component.
+    pub(crate) fn energies(&self) -> Vec<f64> {
+        let energy = |component: &[f32]| component.iter().map(|&y| f64::from(y).powi(2)).sum();
+        self.data.par_chunks(self.rows.max(1)).map(energy).collect()
+    }
+
+    /// Zero-order entropy of each component's symbols at a step, in bits a symbol; 0 where they are not coded.
+    pub(crate) fn entropies(&self, space: &Space, exponent: i32) -> Vec<f32> {
+        let kept = space.kept(exponent);
+        let entropy = |j: usize| {
+            if j >= kept {
+                return 0.0;
+            }
+            let mut symbols = vec![0; self.rows];
+            quantize(self.component(j), step_size(exponent), &mut symbols);
+            symbols.sort_unstable();
+            let share = |run: &[i16]| run.len() as f64 / self.rows as f64;
+            symbols.chunk_by(|a, b| a == b).map(|run| -share(run) * share(run).log2()).sum::<f64>() as f32
+        };
+        (0..space.log_sigma.len()).into_par_iter().map(entropy).collect()
     }
 
     fn chunk_bytes(&self, space: &Space, exponent: i32, rows: Range<usize>, groups: &[Group]) -> usize {
@@ -130,4 +150,29 @@ impl Coefficients {
         let table = table_len(side.bytes.len() as u64, SEGMENT_BYTES) as usize;
         segments.iter().map(Vec::len).sum::<usize>() + table + SIDE_OVERHEAD
     }
+}
+
+/// Rows of one step together.
+fn groups(rows: usize, shifts: Option<&[i8]>) -> Vec<Group> {
+    match shifts {
+        Some(shifts) => by_shift(0..rows, shifts),
+        None => vec![Group { tokens: (0..rows).collect(), shift: 0, is_window: false }],
+    }
+}
+
+/// Exponent of the step of rows with a shift.
+pub(crate) fn exponent_of(exponent: i32, shift: i8) -> i32 {
+    exponent + GRID_PER_CLASS * i32::from(shift)
+}
+
+/// Squared error of coefficients of component `j` that are coded at a step, or not at all.
+fn error_of(space: &Space, j: usize, exponent: i32, coefficients: &[f32]) -> f64 {
+    let (mut symbols, mut back) = (vec![0; coefficients.len()], vec![0.0; coefficients.len()]);
+    if let Ok(table) = usize::try_from(class_of(space.log_sigma[j], exponent) - space.classes.first_class) {
+        let table = &space.classes.tables[table.min(space.classes.tables.len() - 1)];
+        let step = step_size(exponent);
+        quantize(coefficients, step, &mut symbols);
+        dequantize(&symbols, &table.centroids, step, &mut back);
+    }
+    coefficients.iter().zip(back).map(|(y, back)| f64::from(y - back).powi(2)).sum()
 }

@@ -3,7 +3,7 @@
 //! 1. [`rows`] turns cache blocks into rows, [`Covariance`] sums them up.
 //! 2. The caller diagonalises the covariance (of weighted features, if it has weights) and hands the eigenvectors back as a [`Basis`].
 //! 3. With token features, a regression of rows on [`inputs`] gives a [`Predictor`]; covariance and rows are then those of what it leaves.
-//! 4. [`PlanBuilder`] measures standard deviations, class tables and steps on held-out rows.
+//! 4. [`PlanBuilder`] measures standard deviations, class tables and steps on held-out rows, and says what they cost in a [`Report`].
 
 mod builder;
 mod classes;
@@ -11,6 +11,7 @@ mod coefficients;
 mod covariance;
 mod paper;
 mod predictor;
+mod report;
 mod steps;
 mod threshold;
 
@@ -18,6 +19,7 @@ pub use builder::{Balance, Basis, PlanBuilder, Progress};
 pub use covariance::Covariance;
 pub use paper::add_paper;
 pub use predictor::{Predictor, inputs};
+pub use report::{ENTROPY_TIER, Report, SideCost, Spectrum, TierCost};
 
 use half::bf16;
 

@@ -1,11 +1,18 @@
 //! Tiers to steps: bisection on the size that the coder really makes of held-out rows.
 
 use crate::{
-    fit::{builder::Balance, coefficients::Coefficients},
+    error::Result,
+    fit::{builder::Balance, coefficients::Coefficients, report::Energy},
     format::MAX_GRID,
-    plan::{space::Space, tiers::TierSteps},
+    plan::{
+        space::Space,
+        tiers::{TierSteps, TierTable},
+    },
     stages::quantize::GRID_PER_OCTAVE,
 };
+
+/// Tiers that are measured; those between are interpolated.
+pub(crate) const MEASURED_TIERS: [u8; 16] = [4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128];
 
 /// Finest step tried, below the largest deviation: larger ratios of the two would not fit a symbol.
 const FINEST: i32 = 13 * GRID_PER_OCTAVE;
@@ -17,6 +24,8 @@ const COARSEST: i32 = 4 * GRID_PER_OCTAVE;
 pub(crate) struct Measured {
     pub(crate) space: Space,
     pub(crate) coefficients: Coefficients,
+    /// Of the rows that the coefficients are of.
+    pub(crate) energy: Energy,
 }
 
 /// What is coded: rows of one step or with a shift each, and what comes beside their symbols.
@@ -29,12 +38,13 @@ pub(crate) struct Coded<'a> {
 }
 
 impl Measured {
-    fn bytes(&self, exponent: i32, coded: Coded<'_>) -> usize {
+    /// Bytes of this side at a step.
+    pub(crate) fn bytes(&self, exponent: i32, coded: Coded<'_>) -> usize {
         self.coefficients.coded_bytes(&self.space, exponent, coded.shifts)
     }
 
     /// bf16 bytes of the rows.
-    fn raw_bytes(&self) -> usize {
+    pub(crate) fn raw_bytes(&self) -> usize {
         2 * self.coefficients.rows * self.space.mean.len()
     }
 
@@ -51,8 +61,23 @@ impl Measured {
     }
 }
 
+/// Steps of every measured tier; `found` is called after each.
+pub(crate) fn table(
+    keys: &Measured,
+    values: &Measured,
+    how: (Balance, Coded<'_>),
+    found: &mut dyn FnMut(),
+) -> Result<TierTable> {
+    let mut tiers: Vec<TierSteps> = Vec::new();
+    for tier in MEASURED_TIERS {
+        tiers.push(find(keys, values, tier, how, tiers.last().copied()));
+        found();
+    }
+    TierTable::new(tiers)
+}
+
 /// Steps for one tier, not finer than `at_least` (those of the tier below), so that a tier table never falls.
-pub(crate) fn find(
+fn find(
     keys: &Measured,
     values: &Measured,
     tier: u8,

@@ -25,10 +25,15 @@ const CONFIG: &str = r#"{"model_type":"llama","hidden_act":"silu","hidden_size":
 
 /// Writes the model to `dir`, the same every time but for what `edit` does to a tensor `(name, row-major values)`.
 pub(in super::super) fn write(dir: &Path, edit: impl Fn(&str, &mut [f32])) {
+    write_with_vocabulary(dir, VOCAB, edit);
+}
+
+/// The same for a vocabulary of another size.
+pub(in super::super) fn write_with_vocabulary(dir: &Path, vocab: usize, edit: impl Fn(&str, &mut [f32])) {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut shards = [HashMap::new(), HashMap::new()];
     let mut index = serde_json::Map::new();
-    for (i, (name, shape)) in tensors().into_iter().enumerate() {
+    for (i, (name, shape)) in tensors(vocab).into_iter().enumerate() {
         let mean = if shape.len() == 1 { 1.0 } else { 0.0 };
         let count = shape.iter().product::<usize>();
         let mut values: Vec<f32> = (0..count).map(|_| mean + rng.random_range(-0.4..0.4)).collect();
@@ -41,7 +46,8 @@ pub(in super::super) fn write(dir: &Path, edit: impl Fn(&str, &mut [f32])) {
     }
     let index = serde_json::json!({ "weight_map": index });
     std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
-    std::fs::write(dir.join("config.json"), CONFIG).unwrap();
+    let config = CONFIG.replace("\"vocab_size\":64", &format!("\"vocab_size\":{vocab}"));
+    std::fs::write(dir.join("config.json"), config).unwrap();
 }
 
 /// Some document of the vocabulary.
@@ -50,10 +56,10 @@ pub(in super::super) fn document(tokens: usize, seed: u64) -> Vec<u32> {
     (0..tokens).map(|_| rng.random_range(0..VOCAB as u32)).collect()
 }
 
-fn tensors() -> Vec<(String, Vec<usize>)> {
+fn tensors(vocab: usize) -> Vec<(String, Vec<usize>)> {
     let mut all = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
-        ("lm_head.weight".to_owned(), vec![VOCAB, HIDDEN]),
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, HIDDEN]),
+        ("lm_head.weight".to_owned(), vec![vocab, HIDDEN]),
         ("model.norm.weight".to_owned(), vec![HIDDEN]),
     ];
     for layer in 0..LAYERS {
