@@ -4,5 +4,5 @@
 mod products;
 mod stages;
 
-pub use products::{Product, multiply};
+pub use products::{Product, Work, multiply, sgemm};
 pub use stages::{Coded, Coefficients, Projected};
