@@ -1,16 +1,13 @@
 //! Writes the golden files of the current format version into a folder: `cargo run -p codec --example write_golden FOLDER`.
-//! Only for a new version or codec; the files of a published version never change.
+//! Only for a new version, codec or part of a plan; files that are there never change.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
-use codec::{CodecKind, Plan, fit::Balance};
-use common::Source;
+use codec::{CodecKind, Decoder, Plan, fit::Balance};
+use common::{Predictable, Source};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::args_os().nth(1).ok_or("name a folder to write to")?);
@@ -27,7 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("v1.shifted", encoder.encode_with_shifts(&block, Some(&shifts))?),
     ];
     std::fs::create_dir_all(&out)?;
-    write(&out, &source, "v1.plan", &plan, &chunks)?;
+    write_plan(&out, "v1.plan", &plan)?;
+    write_chunks(&out, &source.decoder(&plan), &chunks)?;
     let source = Source::golden_paper();
     let (plan, block) = (source.paper_plan(), source.block(2, 40, 24));
     let paper = |kind| source.planned_encoder(&plan, kind, 8, 160).encode(&block);
@@ -35,21 +33,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("v1.paper", paper(CodecKind::KvtcPaper)?),
         ("v1.paper-window", paper(CodecKind::KvtcPaperCodedWindow)?),
     ];
-    write(&out, &source, "v1.paper.plan", &plan, &chunks)
+    write_plan(&out, "v1.paper.plan", &plan)?;
+    write_chunks(&out, &source.decoder(&plan), &chunks)?;
+    let kit = Predictable::new();
+    let [first, middle, shifted] = kit.chunks();
+    let chunks = [("v1.predicted-first", first), ("v1.predicted", middle), ("v1.predicted-shifted", shifted)];
+    write_plan(&out, "v1.predicted.plan", &kit.plan)?;
+    write_chunks(&out, &kit.decoder(), &chunks)
 }
 
-/// A plan and chunks with what they decode to.
-fn write(
+/// A plan and its id.
+fn write_plan(out: &Path, name: &str, plan: &Plan) -> std::io::Result<()> {
+    std::fs::write(out.join(name), plan.to_bytes())?;
+    std::fs::write(out.join(format!("{name}.id")), plan.id().to_string())
+}
+
+/// Chunks with what they decode to.
+fn write_chunks(
     out: &Path,
-    source: &Source,
-    plan_name: &str,
-    plan: &Arc<Plan>,
+    decoder: &Decoder,
     chunks: &[(&str, Vec<u8>)],
 ) -> Result<(), Box<dyn std::error::Error>> {
-    std::fs::write(out.join(plan_name), plan.to_bytes())?;
-    std::fs::write(out.join(format!("{plan_name}.id")), plan.id().to_string())?;
     for (name, chunk) in chunks {
-        let block = source.decoder(plan).decode(chunk)?;
+        let block = decoder.decode(chunk)?;
         let cache: Vec<u8> = block.keys.iter().chain(&block.values).flat_map(|x| x.to_le_bytes()).collect();
         std::fs::write(out.join(format!("{name}.chunk")), chunk)?;
         std::fs::write(out.join(format!("{name}.cache")), cache)?;

@@ -133,7 +133,8 @@ impl fmt::Display for Coding {
 /// What a decoder is willing to spend on one chunk, whatever the chunk claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Tokens in a chunk. A decoder's worst-case memory is about 10 times their bf16 size.
+    /// Tokens in a chunk. A decoder's worst-case memory is about 10 times their bf16 size, and twice that size for every token of context
+    /// that the plan's predictor has.
     pub max_tokens: usize,
     /// Encoded bytes of a chunk.
     pub max_chunk_bytes: usize,

@@ -75,12 +75,7 @@ impl Decoder {
     /// [`Error::ModelMismatch`], [`Error::LayoutMismatch`], [`Error::CodingMismatch`], [`Error::PlanMissing`], [`Error::FeaturesMissing`], [`Error::ProfileMissing`], [`Error::PlanMismatch`] or
     /// [`Error::Corrupt`], never a panic, whatever the bytes.
     pub fn decode(&self, bytes: &[u8]) -> Result<KvBlock> {
-        limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
-        let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
-        self.check(&header)?;
-        let content = unseal("chunk", bytes)?;
-        let mut reader = Reader::new("chunk", content);
-        reader.take(ChunkHeader::SIZE)?;
+        let (header, reader) = self.open(bytes)?;
         match (header.codec, &self.plan) {
             (CodecId::Raw, _) => self.decode_raw(&header, reader),
             (CodecId::Lossless, _) => self.decode_lossless(&header, reader),
@@ -91,6 +86,16 @@ impl Decoder {
                 Err(Error::PlanMissing { codec: header.kind().name() })
             }
         }
+    }
+
+    /// A header that this decoder accepts, and what follows it up to the digest, which is right.
+    pub(crate) fn open<'a>(&self, bytes: &'a [u8]) -> Result<(ChunkHeader, Reader<'a>)> {
+        limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
+        let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
+        self.check(&header)?;
+        let mut reader = Reader::new("chunk", unseal("chunk", bytes)?);
+        reader.take(ChunkHeader::SIZE)?;
+        Ok((header, reader))
     }
 
     fn check(&self, header: &ChunkHeader) -> Result<()> {
@@ -129,6 +134,7 @@ impl Decoder {
             check_paper(header)?;
             return check_roles(header, SINKS, WINDOW, SEGMENT_BYTES_RANGE);
         }
+        check_one_step(header)?;
         check_roles(header, plan.kvtc().sinks, WINDOW, SEGMENT_BYTES_RANGE)
     }
 
@@ -218,6 +224,15 @@ fn check_without_plan(header: &ChunkHeader) -> Result<()> {
     }
 }
 
+/// Where every token has a shift, the window has no step of its own.
+fn check_one_step(header: &ChunkHeader) -> Result<()> {
+    let Steps { window_keys, window_values, .. } = header.steps;
+    if !header.has_token_shifts || (header.window_tier, window_keys, window_values) == (0, 0, 0) {
+        return Ok(());
+    }
+    Err(Error::corrupt("chunk header", "a window step in a chunk with a shift for every token"))
+}
+
 /// The body has no steps and the tier names a bit plan; a raw window has no steps and escapes either.
 fn check_paper(header: &ChunkHeader) -> Result<()> {
     let Steps { keys, values, .. } = header.steps;
@@ -253,7 +268,7 @@ fn check_roles(
 }
 
 /// Reads the segments, which end the chunk, and inflates them to `len` bytes.
-fn read_payload(header: &ChunkHeader, len: usize, mut reader: Reader<'_>) -> Result<Vec<u8>> {
+pub(crate) fn read_payload(header: &ChunkHeader, len: usize, mut reader: Reader<'_>) -> Result<Vec<u8>> {
     check_payload(header, len)?;
     let segment_bytes = header.segment_bytes as usize;
     let segments = segments::read(&mut reader, len, segment_bytes)?;
@@ -270,7 +285,12 @@ fn check_payload(header: &ChunkHeader, expected: usize) -> Result<()> {
     Err(Error::corrupt("chunk header", detail))
 }
 
-fn read_shifts(header: &ChunkHeader, roles: &Roles, reader: &mut Reader<'_>) -> Result<Option<Vec<i8>>> {
+/// The table of shifts between header and segments, if there is one.
+pub(crate) fn read_shifts(
+    header: &ChunkHeader,
+    roles: &Roles,
+    reader: &mut Reader<'_>,
+) -> Result<Option<Vec<i8>>> {
     if !header.has_shifts {
         return Ok(None);
     }

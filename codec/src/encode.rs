@@ -182,6 +182,20 @@ impl Encoder {
         write_chunk(header, &payload.bytes, &payload.breaks)
     }
 
+    /// A block as a kvtc encoder looks at it, with the header it fills in: for stages to be run alone.
+    pub(crate) fn stages_of<'a>(
+        &'a self,
+        block: &'a KvBlock,
+        shifts: Option<&'a [i8]>,
+    ) -> Result<(kvtc::Job<'a>, ChunkHeader)> {
+        self.check(block, shifts)?;
+        let codec = self.coding.kind.name();
+        match (self.coding.kind, &self.plan) {
+            (CodecKind::Kvtc, Some(plan)) => Ok((self.job(plan, block, shifts), self.header(block))),
+            _ => Err(Error::InvalidArgument(format!("{codec} has no stages to be run alone"))),
+        }
+    }
+
     fn encode_paper(&self, plan: &Plan, block: &KvBlock) -> Result<Vec<u8>> {
         let is_window_coded = self.coding.kind == CodecKind::KvtcPaperCodedWindow;
         let job = self.job(plan, block, None);

@@ -5,6 +5,7 @@
 //! `docs/kv-format.md` in code; `plan/` is the calibrated tables, [`fit`] makes them. `paper/` is kvtc-paper alone.
 #![deny(unsafe_code)]
 
+pub mod batch;
 mod coding;
 mod decode;
 mod encode;

@@ -52,20 +52,20 @@ pub(crate) struct SideContext<'a> {
 
 /// Consecutive tokens of one group inside a tile.
 #[derive(Debug, Clone, Copy)]
-struct Piece<'a> {
-    group: usize,
+pub(crate) struct Piece<'a> {
+    pub(crate) group: usize,
     /// Index in the group of the piece's first token.
-    start: usize,
+    pub(crate) start: usize,
     /// Row of the tile of the piece's first token.
-    row: usize,
-    tokens: &'a [usize],
+    pub(crate) row: usize,
+    pub(crate) tokens: &'a [usize],
 }
 
 /// Up to [`TILE_ROWS`] tokens that go through the matrix products together.
-type Tile<'a> = Vec<Piece<'a>>;
+pub(crate) type Tile<'a> = Vec<Piece<'a>>;
 
 /// Tokens of all groups in tiles, those with the most components first, so that few tiles need many.
-fn tiles<'a>(groups: &'a [Group], kept: &[usize]) -> Vec<Tile<'a>> {
+pub(crate) fn tiles<'a>(groups: &'a [Group], kept: &[usize]) -> Vec<Tile<'a>> {
     let mut by_kept: Vec<usize> = (0..groups.len()).collect();
     by_kept.sort_by_key(|&group| Reverse(kept[group]));
     let mut tiles: Vec<Tile<'a>> = Vec::new();
@@ -264,7 +264,7 @@ pub(crate) fn write_symbols(space: &Space, order: &Order, symbols: &[i16]) -> Si
 }
 
 /// Payload bytes to symbols in writing order; the mirror of [`write_symbols`].
-fn read_symbols(space: &Space, order: &Order, bytes: &[u8]) -> Result<Vec<i16>> {
+pub(crate) fn read_symbols(space: &Space, order: &Order, bytes: &[u8]) -> Result<Vec<i16>> {
     let packing = |table: usize| space.classes.tables[table].packing;
     let mut symbols = vec![0i16; order.symbols];
     let (mut packed, escapes) = bytes.split_at(order.packed_len(space));

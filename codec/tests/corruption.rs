@@ -6,7 +6,7 @@ mod common;
 use std::sync::{Arc, OnceLock};
 
 use codec::{CodecKind, Coding, Decoder, Error, KvLayout, Limits, Plan, PlanId, fit::Balance};
-use common::{MODEL, Source, layout, small_layout};
+use common::{MODEL, Predictable, Source, layout, small_layout};
 use proptest::prelude::*;
 
 /// Where a chunk's header says its tier (docs/kv-format.md).
@@ -22,11 +22,18 @@ struct Fixture {
     paper: Vec<u8>,
     /// The same with a coded window.
     coded_window: Vec<u8>,
+    kit: Predictable,
+    /// Chunks of the kit: the first with the plan's first row, the last with a shift for every token.
+    predicted: [Vec<u8>; 3],
 }
 
 impl Fixture {
-    fn chunks(&self) -> [&[u8]; 6] {
-        [&self.raw, &self.lossless, &self.fp8, &self.kvtc, &self.paper, &self.coded_window]
+    /// Chunks of every kind, each with a decoder that reads it.
+    fn chunks(&self) -> Vec<(&[u8], Decoder)> {
+        let plain = [&self.raw, &self.lossless, &self.fp8, &self.kvtc, &self.paper, &self.coded_window];
+        let plain = plain.map(|chunk| (chunk.as_slice(), self.source.decoder(&self.plan)));
+        let predicted = self.predicted.iter().map(|chunk| (chunk.as_slice(), self.kit.decoder()));
+        plain.into_iter().chain(predicted).collect()
     }
 }
 
@@ -46,7 +53,9 @@ fn fixture() -> &'static Fixture {
         let whole =
             |kind| source.planned_encoder(&plan, kind, 8, 160).encode(&source.block(2, 40, 4)).unwrap();
         let (paper, coded_window) = (whole(CodecKind::KvtcPaper), whole(CodecKind::KvtcPaperCodedWindow));
-        Fixture { source, plan, raw, lossless, fp8, kvtc, paper, coded_window }
+        let kit = Predictable::new();
+        let predicted = kit.chunks();
+        Fixture { source, plan, raw, lossless, fp8, kvtc, paper, coded_window, kit, predicted }
     })
 }
 
@@ -70,24 +79,24 @@ fn patched(bytes: &[u8], at: usize, patch: &[u8]) -> Vec<u8> {
 
 #[test]
 fn every_truncation_of_a_chunk_is_refused() {
-    for whole in fixture().chunks() {
-        assert!(decode(whole).is_ok());
+    for (whole, decoder) in fixture().chunks() {
+        assert!(decoder.decode(whole).is_ok());
         for len in 0..whole.len() {
-            let error = decode(&whole[..len]).unwrap_err();
+            let error = decoder.decode(&whole[..len]).unwrap_err();
             assert!(matches!(error, Error::Truncated { .. } | Error::Corrupt { .. }), "{len}: {error}");
         }
-        assert!(decode(&[whole, &[0]].concat()).is_err());
+        assert!(decoder.decode(&[whole, &[0]].concat()).is_err());
     }
 }
 
 #[test]
 fn every_flipped_byte_of_a_chunk_is_noticed() {
-    for whole in fixture().chunks() {
+    for (whole, decoder) in fixture().chunks() {
         for at in 0..whole.len() {
             for mask in [0x01, 0x80, 0xff] {
                 let mut bytes = whole.to_vec();
                 bytes[at] ^= mask;
-                assert!(decode(&bytes).is_err(), "byte {at} xor {mask:#x} went unnoticed");
+                assert!(decoder.decode(&bytes).is_err(), "byte {at} xor {mask:#x} went unnoticed");
             }
         }
     }
@@ -96,13 +105,15 @@ fn every_flipped_byte_of_a_chunk_is_noticed() {
 #[test]
 fn every_truncation_and_flip_of_a_plan_is_noticed() {
     let source = Source::new(layout(1, 1, 4), 4, 12);
-    let whole = source.plan(None, Balance::EqualBytes).to_bytes();
-    assert!(Plan::from_bytes(&whole).is_ok());
-    for at in 0..whole.len() {
-        assert!(Plan::from_bytes(&whole[..at]).is_err());
-        let mut bytes = whole.clone();
-        bytes[at] ^= 0x40;
-        assert!(Plan::from_bytes(&bytes).is_err(), "byte {at} went unnoticed");
+    for plan in [&source.plan(None, Balance::EqualBytes), &fixture().kit.plan] {
+        let whole = plan.to_bytes();
+        assert!(Plan::from_bytes(&whole).is_ok());
+        for at in 0..whole.len() {
+            assert!(Plan::from_bytes(&whole[..at]).is_err());
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x40;
+            assert!(Plan::from_bytes(&bytes).is_err(), "byte {at} went unnoticed");
+        }
     }
 }
 
@@ -111,16 +122,18 @@ proptest! {
 
     #[test]
     fn resealed_nonsense_in_a_chunk_never_panics(at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)) {
-        for whole in fixture().chunks() {
+        for (whole, decoder) in fixture().chunks() {
             let at = at % (whole.len() - 24);
-            let _ = decode(&patched(whole, at, &patch));
+            let _ = decoder.decode(&patched(whole, at, &patch));
         }
     }
 
     #[test]
     fn resealed_nonsense_in_a_plan_never_panics(at in 0usize..8_000, patch in prop::collection::vec(any::<u8>(), 1..9)) {
-        let whole = fixture().plan.to_bytes();
-        let _ = Plan::from_bytes(&patched(&whole, at % (whole.len() - 24), &patch));
+        for plan in [&fixture().plan, &fixture().kit.plan] {
+            let whole = plan.to_bytes();
+            let _ = Plan::from_bytes(&patched(&whole, at % (whole.len() - 24), &patch));
+        }
     }
 
     #[test]
@@ -133,13 +146,13 @@ proptest! {
 #[test]
 fn claims_beyond_the_limits_are_refused_before_memory_is_taken() {
     let Fixture { source, plan, kvtc, .. } = fixture();
-    for whole in fixture().chunks() {
+    for (whole, decoder) in fixture().chunks() {
         let claim = [u32::MAX.to_le_bytes(), u32::MAX.to_le_bytes()].concat();
         let mut bytes = patched(whole, 44, &claim);
         bytes[40..44].fill(0);
-        let error = decode(&reseal(bytes)).unwrap_err();
+        let error = decoder.decode(&reseal(bytes)).unwrap_err();
         assert!(matches!(error, Error::LimitExceeded { got: 4_294_967_295, limit: 8_192, .. }), "{error}");
-        let error = decode(&patched(whole, 84, &(1u64 << 60).to_le_bytes())).unwrap_err();
+        let error = decoder.decode(&patched(whole, 84, &(1u64 << 60).to_le_bytes())).unwrap_err();
         assert!(
             matches!(error, Error::Corrupt { .. }) && error.to_string().contains("1152921504606846976"),
             "{error}"
@@ -247,7 +260,7 @@ fn another_model_layout_or_plan_is_named() {
 
 #[test]
 fn a_chunk_coded_otherwise_than_announced_is_refused() {
-    let Fixture { source, plan, raw, lossless, fp8, kvtc, paper, coded_window } = fixture();
+    let Fixture { source, plan, raw, lossless, fp8, kvtc, paper, coded_window, .. } = fixture();
     let decoder = |coding| {
         let limits = Limits::default();
         Decoder::new(source.layout.clone(), MODEL, Some(plan.clone()), limits).unwrap().announced(coding)
@@ -279,11 +292,11 @@ fn a_chunk_coded_otherwise_than_announced_is_refused() {
 #[test]
 fn a_plan_survives_its_file() {
     let source = Source::new(small_layout(), 16, 13);
-    for weights in [None, Some((1..=32).map(|i| i as f32).collect())] {
-        let plan = source.plan(weights, Balance::EqualBytes);
+    let weighted = source.plan(Some((1..=32).map(|i| i as f32).collect()), Balance::EqualBytes);
+    for plan in [&source.plan(None, Balance::EqualBytes), &weighted, &fixture().kit.plan] {
         let bytes = plan.to_bytes();
         let back = Plan::read(&mut bytes.as_slice()).unwrap();
-        assert_eq!(back, *plan);
+        assert_eq!(back, **plan);
         assert_eq!(back.to_bytes(), bytes);
         assert_eq!(bytes[bytes.len() - 16..], back.id().0);
     }

@@ -8,11 +8,14 @@ use codec::{
     fit::Balance,
     inspect::{Value, inspect},
 };
-use common::{Source, small_layout};
+use common::{Predictable, Source, small_layout};
 use proptest::prelude::*;
 
 struct Files {
     plan: std::sync::Arc<codec::Plan>,
+    predicting: std::sync::Arc<codec::Plan>,
+    /// With the plan's first row, without, and with a shift for every token; of the predicting plan.
+    predicted: [Vec<u8>; 3],
     /// One of each codec, kvtc without and with shifts, then kvtc-paper with both kinds of window.
     chunks: Vec<Vec<u8>>,
 }
@@ -35,17 +38,26 @@ fn files() -> &'static Files {
             source.planned_encoder(&plan, CodecKind::KvtcPaper, 8, 600).encode(&block).unwrap(),
             source.planned_encoder(&plan, CodecKind::KvtcPaperCodedWindow, 8, 600).encode(&block).unwrap(),
         ];
-        Files { plan, chunks }
+        let kit = Predictable::new();
+        Files { plan, predicting: kit.plan.clone(), predicted: kit.chunks(), chunks }
     })
+}
+
+/// Every chunk with its plan.
+fn all() -> impl Iterator<Item = (&'static [u8], &'static codec::Plan)> {
+    let Files { plan, chunks, predicting, predicted } = files();
+    let others = predicted.iter().map(|chunk| (chunk.as_slice(), &**predicting));
+    chunks.iter().map(|chunk| (chunk.as_slice(), &**plan)).chain(others)
 }
 
 #[test]
 fn the_parts_of_chunks_end_to_end_add_up_to_their_file() {
-    let Files { plan, chunks } = files();
-    for plan in [None, Some(&**plan)] {
-        let items = inspect(&chunks.concat(), plan).unwrap();
-        assert_eq!(items.len(), chunks.len());
-        for (item, chunk) in items.iter().zip(chunks) {
+    let whole: Vec<u8> = all().flat_map(|(chunk, _)| chunk).copied().collect();
+    let Files { plan, predicting, .. } = files();
+    for plan in [None, Some(&**plan), Some(predicting)] {
+        let items = inspect(&whole, plan).unwrap();
+        assert_eq!(items.len(), all().count());
+        for (item, (chunk, _)) in items.iter().zip(all()) {
             assert_eq!(item.bytes(), chunk.len() as u64, "{item:?}");
             let payload: i64 = item.parts.iter().map(|part| part.inflated as i64).sum();
             let Some(&Value::Number(expected)) = item.field("payload_bytes") else { panic!("no payload") };
@@ -58,7 +70,7 @@ fn the_parts_of_chunks_end_to_end_add_up_to_their_file() {
 
 #[test]
 fn classes_are_listed_with_the_right_plan_only() {
-    let Files { plan, chunks } = files();
+    let Files { plan, chunks, .. } = files();
     let kvtc = |plan| inspect(&chunks[4], plan).unwrap().remove(0);
     let symbols = |item: &codec::inspect::Item| {
         item.parts.iter().filter(|part| part.name.contains("symbols of class")).count()
@@ -73,7 +85,7 @@ fn classes_are_listed_with_the_right_plan_only() {
 
 #[test]
 fn the_paper_s_chunks_are_listed_by_type_with_the_right_plan_only() {
-    let Files { plan, chunks } = files();
+    let Files { plan, chunks, .. } = files();
     let names = |chunk: &[u8], plan| -> Vec<String> {
         let item = inspect(chunk, plan).unwrap().remove(0);
         item.parts.into_iter().map(|part| part.name).collect()
@@ -96,10 +108,26 @@ fn the_paper_s_chunks_are_listed_by_type_with_the_right_plan_only() {
 }
 
 #[test]
+fn parts_that_only_predicted_chunks_have_are_listed() {
+    let Files { predicting, predicted, .. } = files();
+    let parts = |chunk: &[u8]| inspect(chunk, Some(predicting)).unwrap().remove(0).parts;
+    let [first, middle, shifted] = predicted.each_ref().map(|chunk| parts(chunk));
+    let inflated = |parts: &[codec::inspect::Part], name: &str| -> Option<u64> {
+        parts.iter().find(|part| part.name == name).map(|part| part.inflated)
+    };
+    assert_eq!(inflated(&first, "token ids"), Some(2 * 40));
+    assert_eq!(inflated(&middle, "token ids"), Some(2 * 41));
+    assert_eq!((inflated(&middle, "shifts"), inflated(&shifted, "shifts")), (None, Some(40)));
+    // One sink, whose row the plan holds.
+    assert_eq!((inflated(&first, "exact keys"), inflated(&middle, "exact keys")), (Some(0), Some(0)));
+}
+
+#[test]
 fn the_parts_of_a_plan_add_up_to_it() {
     let source = Source::new(small_layout(), 16, 3);
     let weighted = source.plan(Some((1..=32).map(|i| i as f32).collect()), Balance::EqualBytes);
-    for plan in [source.plan(None, Balance::EqualBytes), weighted, source.paper_plan()] {
+    let predicting = files().predicting.clone();
+    for plan in [source.plan(None, Balance::EqualBytes), weighted, source.paper_plan(), predicting] {
         let bytes = plan.to_bytes();
         let items = inspect(&bytes, None).unwrap();
         assert_eq!((items.len(), items[0].bytes()), (1, bytes.len() as u64));
@@ -109,13 +137,13 @@ fn the_parts_of_a_plan_add_up_to_it() {
 
 #[test]
 fn damage_is_named() {
-    let Files { plan, chunks } = files();
-    for chunk in chunks {
+    let Files { chunks, .. } = files();
+    for (chunk, plan) in all() {
         for len in (0..chunk.len()).step_by(13).chain([1, 2, 3, 4, 95, 96, 97, chunk.len() - 1]) {
             let outcome = inspect(&chunk[..len], Some(plan));
             assert!(matches!(outcome, Err(Error::Truncated { .. } | Error::Corrupt { .. })), "{len}");
         }
-        let mut flipped = chunk.clone();
+        let mut flipped = chunk.to_vec();
         flipped[chunk.len() / 2] ^= 1;
         assert!(matches!(inspect(&flipped, Some(plan)), Err(Error::Corrupt { .. })));
     }
@@ -131,10 +159,10 @@ proptest! {
 
     #[test]
     fn resealed_nonsense_never_panics(
-        which in 0usize..7, at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)
+        which in 0usize..10, at in 0usize..4_000, patch in prop::collection::vec(any::<u8>(), 1..9)
     ) {
-        let Files { plan, chunks } = files();
-        let mut bytes = chunks[which].clone();
+        let (chunk, plan) = all().nth(which).unwrap();
+        let mut bytes = chunk.to_vec();
         // Mostly the header, where the counts are.
         let at = if at % 2 == 0 { at % 88 } else { at % (bytes.len() - 24) };
         bytes[at..at + patch.len()].copy_from_slice(&patch);

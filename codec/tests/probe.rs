@@ -5,7 +5,7 @@ mod common;
 
 use codec::probe::Projected;
 use codec::{Error, fit};
-use common::{Features, Predictable, Source, layout};
+use common::{Predictable, Source, features::GOLDEN, layout};
 
 #[test]
 fn stages_after_projection_give_the_chunk_less_its_framing() {
@@ -34,7 +34,7 @@ fn bytes_of_other_coefficients_are_refused() {
     let source = Source::new(layout(2, 2, 8), 12, 3);
     let plan = source.plan(None, fit::Balance::EqualBytes);
     let (few, many) = (source.block(4, 200, 1), source.block(4, 300, 1));
-    let none = (&Features as &dyn codec::TokenFeatures, &[][..]);
+    let none = (&GOLDEN as &dyn codec::TokenFeatures, &[][..]);
     let few = Projected::new(&plan, 8, &few, none).unwrap();
     let many = Projected::new(&plan, 8, &many, none).unwrap();
     assert!(few.decode(&few.code()).is_ok());

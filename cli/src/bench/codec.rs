@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use codec::probe::{Product, Work, multiply, sgemm};
+use codec::probe::{Product, Work, ideal, multiply, sgemm};
 use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, Plan};
 use model::{KvCache, Sampling};
 use node::Loaded;
@@ -41,6 +41,8 @@ struct Times {
     project: Work,
     reconstruct: Work,
     sgemm: f64,
+    /// Bytes of symbols over their entropy, less 1.
+    over_ideal: f64,
 }
 
 pub(crate) fn codec(args: &Args, tier: u8) -> anyhow::Result<Figures> {
@@ -90,7 +92,18 @@ impl Subject {
         let [project, reconstruct] = [Product::Project, Product::Reconstruct]
             .map(|which| multiply(&self.plan, self.tier, &shifts, which));
         let sgemm = sgemm(SGEMM_SIZE).gflops();
-        let times = Times { prefill, encode, decode, cold_encode, cold_decode, project, reconstruct, sgemm };
+        let over_ideal = ideal(&self.plan, chunks.iter().map(Vec::as_slice))?.overhead();
+        let times = Times {
+            prefill,
+            encode,
+            decode,
+            cold_encode,
+            cold_decode,
+            project,
+            reconstruct,
+            sgemm,
+            over_ideal,
+        };
         Ok((times, chunks.iter().map(Vec::len).sum()))
     }
 
@@ -129,6 +142,7 @@ impl Subject {
         figures.put("raw_bytes", raw as f64);
         figures.put("coded_bytes", wire as f64);
         figures.put("ratio", raw as f64 / wire as f64);
+        figures.put("symbols_over_ideal_code", of(|t| t.over_ideal));
         figures.put("prefill_ms", prefill * 1e3);
         figures.put("encode_ms", encode * 1e3);
         figures.put("decode_ms", decode * 1e3);

@@ -12,7 +12,7 @@ use crate::{
     predict::{Prediction, TokenFeatures},
     side::{SideContext, SidePart},
     stages::{escape::ESCAPE_BYTES, rope::RopeTable},
-    tokens::{Roles, SHIFTS, Shifts, Side, groups},
+    tokens::{Group, Roles, SHIFTS, Shifts, Side, groups},
 };
 
 /// What a payload's first parts are, known from the header.
@@ -77,6 +77,51 @@ pub(crate) fn shifts_of(bytes: &[u8]) -> Result<Vec<i8>> {
     }
 }
 
+/// A payload cut into its parts, whose symbols are still packed.
+#[derive(Debug)]
+pub(crate) struct Opened<'a> {
+    pub(crate) groups: Vec<Group>,
+    ids: &'a [u8],
+    exact: [&'a [u8]; 2],
+    /// Keys and values: what the bytes are, and the bytes.
+    pub(crate) sides: [(SidePart<'a>, &'a [u8]); 2],
+}
+
+impl<'a> Opened<'a> {
+    /// Cuts `payload`, whose parts before the symbols must be there; `body_shifts` come from the table outside of it.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for shifts out of range and symbols of another length than theirs.
+    pub(crate) fn of(
+        header: &ChunkHeader,
+        (profile, parts): (&'a KvtcProfile, &Parts<'_>),
+        body_shifts: Option<&[i8]>,
+        payload: &'a [u8],
+    ) -> Result<Self> {
+        let (ids, rest) = payload.split_at(parts.ids);
+        let (shifts, rest) = rest.split_at(parts.shifts);
+        let (exact_keys, rest) = rest.split_at(parts.exact);
+        let (exact_values, symbols) = rest.split_at(parts.exact);
+        let all_shifts = header.has_token_shifts.then(|| shifts_of(shifts)).transpose()?;
+        let shifts = match (&all_shifts, body_shifts) {
+            (Some(all), _) => Shifts::All(all),
+            (None, Some(body)) => Shifts::Body(body),
+            (None, None) => Shifts::None,
+        };
+        let groups = groups(&parts.roles, shifts);
+        let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
+        let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
+        let expected = keys.len + values.len;
+        if expected != symbols.len() {
+            let detail = format!("{} bytes of symbols, its counts give {expected}", symbols.len());
+            return Err(Error::corrupt("chunk header", detail));
+        }
+        let (key_bytes, value_bytes) = symbols.split_at(keys.len);
+        let sides = [(keys, key_bytes), (values, value_bytes)];
+        Ok(Self { groups, ids, exact: [exact_keys, exact_values], sides })
+    }
+}
+
 /// Decodes a payload. Its parts before the symbols must be there; `body_shifts` come from the table outside of it.
 pub(crate) fn decode(
     header: &ChunkHeader,
@@ -86,52 +131,24 @@ pub(crate) fn decode(
     body_shifts: Option<&[i8]>,
     payload: &[u8],
 ) -> Result<KvBlock> {
-    let (ids, rest) = payload.split_at(parts.ids);
-    let (shifts, rest) = rest.split_at(parts.shifts);
-    let (exact_keys, rest) = rest.split_at(parts.exact);
-    let (exact_values, symbols) = rest.split_at(parts.exact);
-    let all_shifts = header.has_token_shifts.then(|| shifts_of(shifts)).transpose()?;
-    let shifts = match (&all_shifts, body_shifts) {
-        (Some(all), _) => Shifts::All(all),
-        (None, Some(body)) => Shifts::Body(body),
-        (None, None) => Shifts::None,
-    };
-    let groups = groups(&parts.roles, shifts);
-    let known = match &profile.predictor {
-        Some(predictor) => {
-            let ids = read_ids(ids, predictor.id_bytes);
-            Some(Known::of(predictor, &header.place(), &ids, features)?)
-        }
-        None => None,
-    };
-    let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
-    let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
-    if keys.len + values.len != symbols.len() {
-        let detail = format!("{} bytes of symbols, its counts give {}", symbols.len(), keys.len + values.len);
-        return Err(Error::corrupt("chunk header", detail));
-    }
-    let (key_bytes, value_bytes) = symbols.split_at(keys.len);
+    let opened = Opened::of(header, (profile, parts), body_shifts, payload)?;
+    let known = profile.predictor.as_ref().map(|predictor| {
+        let ids = read_ids(opened.ids, predictor.id_bytes);
+        Known::of(predictor, &header.place(), &ids, features)
+    });
+    let known = known.transpose()?;
     let tokens = header.tokens as usize;
     let rope = RopeTable::new(layout, header.first_token as usize, tokens);
-    let decode = |side: Side, part: &SidePart<'_>, exact: &[u8], bytes: &[u8], rope: Option<&RopeTable>| {
-        let mut cache = exact_tokens(layout, tokens, side, parts, exact);
+    let decode = |side: Side, rope: Option<&RopeTable>| {
+        let (part, bytes) = &opened.sides[side as usize];
+        let mut cache = exact_tokens(layout, tokens, side, parts, opened.exact[side as usize]);
         let prediction = known.as_ref().map(|known| Prediction::of(known.predictor, side, &known.tokens));
-        let (space, order) = (part.space, &part.order);
-        let context = SideContext {
-            layout,
-            space,
-            order,
-            groups: &groups,
-            rope,
-            tokens,
-            prediction: prediction.as_ref(),
-        };
-        context.decode(bytes, &mut cache).map(|()| cache)
+        let (space, order, groups) = (part.space, &part.order, opened.groups.as_slice());
+        SideContext { layout, space, order, groups, rope, tokens, prediction: prediction.as_ref() }
+            .decode(bytes, &mut cache)
+            .map(|()| cache)
     };
-    let (keys, values) = rayon::join(
-        || decode(Side::Keys, &keys, exact_keys, key_bytes, Some(&rope)),
-        || decode(Side::Values, &values, exact_values, value_bytes, None),
-    );
+    let (keys, values) = rayon::join(|| decode(Side::Keys, Some(&rope)), || decode(Side::Values, None));
     Ok(KvBlock { first_token: header.first_token as usize, tokens, keys: keys?, values: values? })
 }
 

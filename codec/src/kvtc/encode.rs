@@ -1,5 +1,7 @@
 //! A block to a payload.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::{
@@ -14,8 +16,8 @@ use crate::{
     plan::Plan,
     predict::{Prediction, TokenFeatures},
     side::{SideBytes, SideContext},
-    stages::{order::Order, rope::RopeTable},
-    tokens::{Place, Roles, Shifts, Side, WINDOW, groups},
+    stages::{order::Order, quantize::Steps, rope::RopeTable},
+    tokens::{Group, Place, Roles, Shifts, Side, WINDOW, groups},
 };
 
 /// One block to be coded.
@@ -40,7 +42,14 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    /// Appends a side.
+    /// Appends tokens as they are.
+    fn push_exact(&mut self, job: &Job<'_>, tokens: Range<usize>) {
+        let (count, head_dim) = (job.block.tokens, job.layout.head_dim);
+        for cache in [&job.block.keys, &job.block.values] {
+            exact::write(cache, count, head_dim, tokens.clone(), &mut self.bytes, &mut self.breaks);
+        }
+    }
+
     pub(crate) fn push_side(&mut self, side: &SideBytes) {
         self.breaks.extend(side.breaks.iter().map(|at| self.bytes.len() + at));
         self.bytes.extend_from_slice(&side.bytes);
@@ -54,39 +63,16 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
     let roles = Roles::of(job.place, profile.sinks, WINDOW);
     let shifts = job.shifts.map(|shifts| &shifts[roles.coded()]);
     let mut payload = Payload::default();
-    let known = known_tokens(job, &mut payload)?;
+    let known = known_of(job, &mut payload)?;
     if let Some(shifts) = shifts {
         payload.bytes.extend(shifts.iter().map(|&shift| shift as u8));
         payload.breaks.push(payload.bytes.len());
     }
     let starts_with_first = starts_with_first(job);
-    for cache in [&job.block.keys, &job.block.values] {
-        let sent = sent_exactly(&roles, starts_with_first);
-        exact::write(
-            cache,
-            job.block.tokens,
-            job.layout.head_dim,
-            sent,
-            &mut payload.bytes,
-            &mut payload.breaks,
-        );
-    }
+    payload.push_exact(job, sent_exactly(&roles, starts_with_first));
     let steps = if shifts.is_some() { profile.shifted_steps(job.tier) } else { profile.steps(job.tier) };
     let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
-    let rope = RopeTable::new(job.layout, job.block.first_token, job.block.tokens);
-    let side = |side: Side, cache: &[bf16], rope: Option<&RopeTable>| {
-        let space = profile.space(side);
-        let prediction = known.as_ref().map(|known| Prediction::of(known.predictor, side, &known.tokens));
-        let order = &Order::of(space, side, &steps, &groups);
-        let (layout, groups, tokens) = (job.layout, groups.as_slice(), job.block.tokens);
-        SideContext { layout, space, order, groups, rope, tokens, prediction: prediction.as_ref() }
-            .encode(cache)
-    };
-    let (keys, values) = rayon::join(
-        || side(Side::Keys, &job.block.keys, Some(&rope)),
-        || side(Side::Values, &job.block.values, None),
-    );
-    let (keys, values) = (keys?, values?);
+    let (keys, values) = sides(job, known.as_ref(), &steps, &groups)?;
     payload.push_side(&keys);
     payload.push_side(&values);
     let header = ChunkHeader {
@@ -107,8 +93,30 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
     Ok((header, payload))
 }
 
+/// Symbols of keys and of values.
+fn sides(
+    job: &Job<'_>,
+    known: Option<&Known<'_>>,
+    steps: &Steps,
+    groups: &[Group],
+) -> Result<(SideBytes, SideBytes)> {
+    let rope = RopeTable::new(job.layout, job.block.first_token, job.block.tokens);
+    let encode = |side: Side, cache: &[bf16], rope: Option<&RopeTable>| {
+        let space = job.plan.kvtc().space(side);
+        let prediction = known.map(|known| Prediction::of(known.predictor, side, &known.tokens));
+        let order = &Order::of(space, side, steps, groups);
+        let (layout, tokens, prediction) = (job.layout, job.block.tokens, prediction.as_ref());
+        SideContext { layout, space, order, groups, rope, tokens, prediction }.encode(cache)
+    };
+    let (keys, values) = rayon::join(
+        || encode(Side::Keys, &job.block.keys, Some(&rope)),
+        || encode(Side::Values, &job.block.values, None),
+    );
+    Ok((keys?, values?))
+}
+
 /// Writes the ids that the plan's predictor looks at, if it has one.
-pub(crate) fn known_tokens<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
+pub(crate) fn known_of<'a>(job: &Job<'a>, payload: &mut Payload) -> Result<Option<Known<'a>>> {
     let Some(predictor) = &job.plan.kvtc().predictor else { return Ok(None) };
     let (features, ids) = job.known.ok_or(Error::FeaturesMissing)?;
     let ids = &ids[id_range(predictor, &job.place)];

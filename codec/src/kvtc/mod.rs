@@ -6,6 +6,6 @@ mod decode;
 mod encode;
 mod known;
 
-pub(crate) use decode::{Parts, decode, shifts_of};
-pub(crate) use encode::{Job, Payload, encode, known_tokens};
-pub(crate) use known::write_ids;
+pub(crate) use decode::{Opened, Parts, decode, shifts_of};
+pub(crate) use encode::{Job, Payload, encode, known_of};
+pub(crate) use known::{Known, write_ids};

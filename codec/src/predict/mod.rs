@@ -28,7 +28,7 @@ pub trait TokenFeatures: Debug + Send + Sync {
     /// Ids below this have features.
     fn vocabulary(&self) -> usize;
 
-    /// Writes the features of `token`, which is in the vocabulary, to `out`, `[features]`.
+    /// Writes the features of `token`, which is in the vocabulary, to `out`, `[features]`: finite numbers.
     fn write(&self, token: u32, out: &mut [f32]);
 }
 

@@ -1,8 +1,12 @@
-//! Parts of the codec alone, in the tiles and on the threads of the real thing: what a benchmark compares with the whole,
-//! or with another method's.
+//! What a benchmark compares the codec with: its matrix products alone, the entropy of its symbols, what follows projection, one stage at a
+//! time.
 
-mod products;
-mod stages;
+mod coefficients;
+mod ideal;
+mod product;
+#[doc(hidden)]
+pub mod stages;
 
-pub use products::{Product, Work, multiply, sgemm};
-pub use stages::{Coded, Coefficients, Projected};
+pub use coefficients::{Coded, Coefficients, Projected};
+pub use ideal::{Ideal, ideal};
+pub use product::{Product, Work, multiply, sgemm};

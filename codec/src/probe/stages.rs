@@ -1,140 +1,268 @@
-//! The stages of `kvtc` after projection: quantize, order, pack, deflate, and back.
+//! One stage of kvtc at a time, in the tiles and on the threads of the real thing: for this crate's benchmarks, not for others.
+//!
+//! Where a stage works in place its tile is copied first. Copies between tiles and the order of symbols belong to no stage.
+
+use std::hint::black_box;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use crate::{
-    error::{Error, Result},
-    format::segments::{SEGMENT_BYTES, Segment},
-    kvtc::{Job, Payload, known_tokens},
-    layout::{KvBlock, KvLayout},
-    plan::{Plan, space::Space},
-    predict::{Prediction, TokenFeatures},
-    side::SideContext,
+    encode::Encoder,
+    error::Result,
+    format::{chunk::ChunkHeader, segments::Segment},
+    kvtc::{self, Job, Known, Opened, Parts, Payload},
+    layout::KvBlock,
+    predict::Prediction,
+    side::{SidePart, Tile, read_symbols, tiles, write_symbols},
     stages::{
         deflate::{deflate, inflate},
-        order::Order,
+        pca::{TILE_ROWS, no_coefficients, project, reconstruct},
+        quantize::{dequantize, quantize, step_size},
         rope::RopeTable,
+        rows::{self, Rows},
     },
-    tokens::{Group, Place, Side, WINDOW},
+    tokens::Side,
 };
 
-/// Coefficients of keys and of values, in the tiles in which the codec has them.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Coefficients([Vec<Vec<f32>>; 2]);
+/// What can be run, in the encoder's order and then in the decoder's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Planes to rows, keys without RoPE.
+    Gather,
+    /// Computes predictions and takes them off the rows.
+    Predict,
+    /// Rows to coefficients.
+    Project,
+    /// Coefficients to symbols.
+    Quantize,
+    /// Symbols to bytes and escapes.
+    Pack,
+    /// Payload to segments.
+    Deflate,
+    /// Segments to payload.
+    Inflate,
+    /// Bytes and escapes to symbols.
+    Unpack,
+    /// Symbols to coefficients.
+    Dequantize,
+    /// Coefficients to rows.
+    Reconstruct,
+    /// Rows to planes, keys with RoPE.
+    Scatter,
+}
 
-/// What the stages after projection make of coefficients.
+impl Stage {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Gather,
+        Self::Predict,
+        Self::Project,
+        Self::Quantize,
+        Self::Pack,
+        Self::Deflate,
+        Self::Inflate,
+        Self::Unpack,
+        Self::Dequantize,
+        Self::Reconstruct,
+        Self::Scatter,
+    ];
+}
+
+/// What the stages of one side work on.
+#[derive(Debug, Default)]
+struct SideInputs {
+    /// As gathered, one per tile.
+    rows: Vec<Rows>,
+    coefficients: Vec<Vec<f32>>,
+    symbols: Vec<i16>,
+}
+
+/// A block stopped between all stages.
 #[derive(Debug)]
-pub struct Coded {
+pub struct Stages<'a> {
+    job: Job<'a>,
+    header: ChunkHeader,
+    payload: Payload,
     segments: Vec<Vec<u8>>,
-    /// Inflated bytes of keys and of values.
-    lens: [usize; 2],
+    rope: RopeTable,
+    known: Option<Known<'a>>,
+    sides: [SideInputs; 2],
 }
 
-impl Coded {
-    /// Bytes of all segments: what a chunk has of these tokens besides its framing.
-    pub fn bytes(&self) -> usize {
-        self.segments.iter().map(Vec::len).sum()
-    }
-}
-
-/// A block's rows after projection, all of them body tokens with one step.
-#[derive(Debug)]
-pub struct Projected<'a> {
-    layout: &'a KvLayout,
-    groups: [Group; 1],
-    spaces: [&'a Space; 2],
-    orders: [Order; 2],
-    tokens: usize,
-    coefficients: Coefficients,
-}
-
-impl<'a> Projected<'a> {
-    /// Projects a block that has neither sinks nor window. `ids` are those of its prompt from the start, at least up to its end; a plan
-    /// without a predictor does not look at them.
+impl<'a> Stages<'a> {
+    /// Runs all stages once.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the block does not fit the plan or holds a value that is not finite, or ids are missing.
-    pub fn new(
-        plan: &'a Plan,
-        tier: u8,
-        block: &KvBlock,
-        (features, ids): (&dyn TokenFeatures, &[u32]),
-    ) -> Result<Self> {
-        let (layout, profile, tokens) = (plan.layout(), plan.kvtc(), block.tokens);
-        block.validate(layout)?;
-        let end = block.first_token + tokens;
-        if profile.predictor.is_some() && ids.len() < end {
-            let detail = format!("{} token ids for a block that ends at token {end}", ids.len());
-            return Err(Error::InvalidArgument(detail));
+    /// As [`Encoder::encode_with_shifts`], and [`InvalidArgument`](crate::Error::InvalidArgument) for an encoder of another codec.
+    pub fn new(encoder: &'a Encoder, block: &'a KvBlock, shifts: Option<&'a [i8]>) -> Result<Self> {
+        let (job, header) = encoder.stages_of(block, shifts)?;
+        let (header, payload) = kvtc::encode(&job, header)?;
+        let segments = deflate(&payload.bytes, &payload.breaks, header.segment_bytes as usize);
+        let rope = RopeTable::new(job.layout, block.first_token, block.tokens);
+        let known = kvtc::known_of(&job, &mut Payload::default())?;
+        let mut stages = Self { job, header, payload, segments, rope, known, sides: Default::default() };
+        stages.sides = [stages.inputs(Side::Keys)?, stages.inputs(Side::Values)?];
+        Ok(stages)
+    }
+
+    fn inputs(&self, side: Side) -> Result<SideInputs> {
+        let opened = self.opened()?;
+        let (part, bytes) = &opened.sides[side as usize];
+        let tiles = tiles(&opened.groups, &part.order.kept);
+        let rows = self.gather(side, &tiles)?;
+        let mut left: Vec<Vec<f32>> = rows.iter().map(|rows| rows.features.clone()).collect();
+        if let Some(prediction) = self.prediction(side) {
+            for (left, rows) in left.iter_mut().zip(&rows) {
+                let tokens = left.chunks_exact_mut(self.job.layout.features()).zip(&rows.tokens);
+                tokens.for_each(|(row, &token)| prediction.remove(token, row));
+            }
         }
-        let groups = [Group { tokens: (0..tokens).collect(), shift: 0, is_window: false }];
-        let (steps, spaces) =
-            (profile.steps(tier), [Side::Keys, Side::Values].map(|side| profile.space(side)));
-        let orders = [(Side::Keys, spaces[0]), (Side::Values, spaces[1])]
-            .map(|(side, space)| Order::of(space, side, &steps, &groups));
-        let prompt_tokens = end + usize::from(WINDOW);
-        let place = Place { first_token: block.first_token, tokens, prompt_tokens };
-        let job = Job { layout, plan, tier, place, block, shifts: None, known: Some((features, ids)) };
-        let known = known_tokens(&job, &mut Payload::default())?;
-        let prediction =
-            |side| known.as_ref().map(|known| Prediction::of(known.predictor, side, &known.tokens));
-        let predictions = [prediction(Side::Keys), prediction(Side::Values)];
-        let rope = RopeTable::new(layout, block.first_token, tokens);
-        let mut projected =
-            Self { layout, groups, spaces, orders, tokens, coefficients: Coefficients([vec![], vec![]]) };
-        let project = |side: usize, cache: &[bf16], rope| {
-            let prediction = predictions[side].as_ref();
-            SideContext { rope, prediction, ..projected.context(side) }.project(cache)
-        };
-        let (keys, values) = (project(0, &block.keys, Some(&rope))?, project(1, &block.values, None)?);
-        projected.coefficients = Coefficients([keys, values]);
-        Ok(projected)
+        let coefficients = left.iter_mut().zip(&tiles);
+        let coefficients =
+            coefficients.map(|(left, tile)| project(part.space, kept(part, tile), left)).collect();
+        Ok(SideInputs { rows, coefficients, symbols: read_symbols(part.space, &part.order, bytes)? })
     }
 
-    /// Coefficients to bytes.
-    pub fn code(&self) -> Coded {
-        let Coefficients([keys, values]) = &self.coefficients;
-        let (keys, values) = rayon::join(|| self.context(0).code(keys), || self.context(1).code(values));
-        let mut payload = Payload::default();
-        payload.push_side(&keys);
-        payload.push_side(&values);
-        let segments = deflate(&payload.bytes, &payload.breaks, SEGMENT_BYTES as usize);
-        Coded { segments, lens: [keys.bytes.len(), values.bytes.len()] }
+    fn opened(&self) -> Result<Opened<'_>> {
+        let profile = self.job.plan.kvtc();
+        let parts = Parts::of(&self.header, profile, self.job.layout.features())?;
+        Opened::of(&self.header, (profile, &parts), None, &self.payload.bytes)
     }
 
-    /// Bytes to coefficients; the mirror of [`Self::code`].
+    fn prediction(&self, side: Side) -> Option<Prediction<'_>> {
+        self.known.as_ref().map(|known| Prediction::of(known.predictor, side, &known.tokens))
+    }
+
+    fn cache(&self, side: Side) -> (&[bf16], Option<&RopeTable>) {
+        match side {
+            Side::Keys => (&self.job.block.keys, Some(&self.rope)),
+            Side::Values => (&self.job.block.values, None),
+        }
+    }
+
+    /// Runs one stage on keys and values side by side.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] for bytes that other coefficients were coded to.
-    pub fn decode(&self, coded: &Coded) -> Result<Coefficients> {
-        let segment_bytes = SEGMENT_BYTES as usize;
-        let mut payload = vec![0; coded.lens.iter().sum()];
-        let lens = payload.chunks(segment_bytes).map(<[u8]>::len);
-        let segments = coded.segments.iter().zip(lens);
-        let segments: Vec<_> =
-            segments.map(|(coded, inflated_len)| Segment { coded, inflated_len }).collect();
-        inflate(&segments, segment_bytes, &mut payload)?;
-        let (keys, values) = payload.split_at(coded.lens[0]);
-        let sides =
-            rayon::join(|| self.context(0).coefficients(keys), || self.context(1).coefficients(values));
-        Ok(Coefficients([sides.0?, sides.1?]))
+    /// None once [`Self::new`] has gone through.
+    pub fn run(&self, stage: Stage) -> Result<()> {
+        match stage {
+            Stage::Deflate => {
+                let segment_bytes = self.header.segment_bytes as usize;
+                black_box(deflate(&self.payload.bytes, &self.payload.breaks, segment_bytes));
+                Ok(())
+            }
+            Stage::Inflate => self.inflate(),
+            _ => {
+                let opened = self.opened()?;
+                let (keys, values) = rayon::join(
+                    || self.run_side(&opened, Side::Keys, stage),
+                    || self.run_side(&opened, Side::Values, stage),
+                );
+                keys.and(values)
+            }
+        }
     }
 
-    /// Squared error of decoded coefficients over the squares of those that were coded.
-    pub fn error(&self, decoded: &Coefficients) -> f64 {
-        let numbers = |coefficients: &'_ Coefficients| -> Vec<f32> {
-            coefficients.0.iter().flatten().flatten().copied().collect()
+    fn inflate(&self) -> Result<()> {
+        let (segment_bytes, len) = (self.header.segment_bytes as usize, self.payload.bytes.len());
+        let segments = self
+            .segments
+            .iter()
+            .enumerate()
+            .map(|(i, coded)| Segment { coded, inflated_len: segment_bytes.min(len - i * segment_bytes) });
+        let mut payload = vec![0; len];
+        inflate(&segments.collect::<Vec<_>>(), segment_bytes, &mut payload)?;
+        black_box(payload);
+        Ok(())
+    }
+
+    fn run_side(&self, opened: &Opened<'_>, side: Side, stage: Stage) -> Result<()> {
+        let (part, bytes) = &opened.sides[side as usize];
+        let SideInputs { rows, coefficients, symbols } = &self.sides[side as usize];
+        let tiles = tiles(&opened.groups, &part.order.kept);
+        let pairs = || tiles.par_iter().zip(coefficients);
+        match stage {
+            Stage::Gather => drop(black_box(self.gather(side, &tiles)?)),
+            Stage::Predict => self.predict(side, rows),
+            Stage::Project => tiles.par_iter().zip(rows).for_each(|(tile, rows)| {
+                black_box(project(part.space, kept(part, tile), &mut rows.features.clone()));
+            }),
+            Stage::Quantize => pairs().for_each(|(tile, y)| drop(black_box(quantized(part, tile, y)))),
+            Stage::Pack => drop(black_box(write_symbols(part.space, &part.order, symbols))),
+            Stage::Unpack => drop(black_box(read_symbols(part.space, &part.order, bytes)?)),
+            Stage::Dequantize => {
+                tiles.par_iter().for_each(|tile| drop(black_box(dequantized(part, tile, symbols))));
+            }
+            Stage::Reconstruct => coefficients.par_iter().for_each(|y| {
+                black_box(reconstruct(part.space, y));
+            }),
+            Stage::Scatter => self.scatter(side, rows),
+            Stage::Deflate | Stage::Inflate => {}
+        }
+        Ok(())
+    }
+
+    fn gather(&self, side: Side, tiles: &[Tile<'_>]) -> Result<Vec<Rows>> {
+        let (cache, rope) = self.cache(side);
+        let gather = |tile: &Tile<'_>| {
+            let tokens: Vec<usize> = tile.iter().flat_map(|piece| piece.tokens).copied().collect();
+            let features = rows::gather_tile(cache, self.job.place.tokens, &tokens, self.job.layout, rope)?;
+            Ok(Rows { tokens, features })
         };
-        let (exact, decoded) = (numbers(&self.coefficients), numbers(decoded));
-        let square = |x: f32| f64::from(x) * f64::from(x);
-        let error: f64 = exact.iter().zip(&decoded).map(|(a, b)| square(a - b)).sum();
-        error / exact.iter().copied().map(square).sum::<f64>()
+        tiles.par_iter().map(gather).collect()
     }
 
-    /// One side without what projection alone needs.
-    fn context(&self, side: usize) -> SideContext<'_> {
-        let (layout, space, order, groups) =
-            (self.layout, self.spaces[side], &self.orders[side], &self.groups);
-        SideContext { layout, space, order, groups, rope: None, tokens: self.tokens, prediction: None }
+    fn predict(&self, side: Side, rows: &[Rows]) {
+        let Some(prediction) = self.prediction(side) else { return };
+        rows.par_iter().for_each(|rows| {
+            let mut left = rows.features.clone();
+            let tokens = left.chunks_exact_mut(self.job.layout.features()).zip(&rows.tokens);
+            tokens.for_each(|(row, &token)| prediction.remove(token, row));
+            black_box(left);
+        });
     }
+
+    fn scatter(&self, side: Side, rows: &[Rows]) {
+        let (cache, rope) = self.cache(side);
+        let mut out = vec![bf16::ZERO; cache.len()];
+        rows::scatter(rows, self.job.layout, self.job.place.tokens, rope, &mut out);
+        black_box(out);
+    }
+}
+
+/// Components that a tile's pieces need at most.
+fn kept(part: &SidePart<'_>, tile: &Tile<'_>) -> usize {
+    tile.iter().map(|piece| part.order.kept[piece.group]).max().unwrap_or(0)
+}
+
+fn quantized(part: &SidePart<'_>, tile: &Tile<'_>, coefficients: &[f32]) -> Vec<i16> {
+    let mut symbols = vec![0; kept(part, tile) * TILE_ROWS];
+    for piece in tile {
+        let step = step_size(part.order.exponents[piece.group]);
+        let rows = piece.row..piece.row + piece.tokens.len();
+        let components = coefficients.chunks_exact(TILE_ROWS).zip(symbols.chunks_exact_mut(TILE_ROWS));
+        for (y, symbols) in components.take(part.order.kept[piece.group]) {
+            quantize(&y[rows.clone()], step, &mut symbols[rows.clone()]);
+        }
+    }
+    symbols
+}
+
+fn dequantized(part: &SidePart<'_>, tile: &Tile<'_>, symbols: &[i16]) -> Vec<f32> {
+    let mut coefficients = no_coefficients(part.space, kept(part, tile));
+    for piece in tile {
+        let step = step_size(part.order.exponents[piece.group]);
+        let rows = piece.row..piece.row + piece.tokens.len();
+        for band in part.order.bands.iter().filter(|band| band.group == piece.group) {
+            let centroids = &part.space.classes.tables[band.table].centroids;
+            let symbols = symbols[band.start..].chunks_exact(part.order.lengths[band.group]);
+            let components = coefficients.chunks_exact_mut(TILE_ROWS).skip(band.components.start);
+            for (y, symbols) in components.take(band.components.len()).zip(symbols) {
+                let symbols = &symbols[piece.start..piece.start + piece.tokens.len()];
+                dequantize(symbols, centroids, step, &mut y[rows.clone()]);
+            }
+        }
+    }
+    coefficients
 }

@@ -6,16 +6,21 @@
     missing_docs,
     missing_debug_implementations,
     unreachable_pub,
+    unused_imports,
     reason = "a test kit: every binary uses its own part of it"
 )]
+
+pub mod features;
+mod predictable;
 
 use std::sync::Arc;
 
 use codec::{
-    CodecKind, Coding, Decoder, Encoder, KvBlock, KvLayout, Limits, Plan, TokenFeatures,
-    fit::{self, Balance, Basis, PlanBuilder, Predictor},
+    CodecKind, Coding, Decoder, Encoder, KvBlock, KvLayout, Limits, Plan,
+    fit::{self, Balance, Basis, PlanBuilder},
 };
 use half::bf16;
+pub use predictable::Predictable;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -173,129 +178,6 @@ impl Source {
     /// An encoder that needs no plan.
     pub fn plain_encoder(&self, kind: CodecKind, prompt_tokens: usize) -> Encoder {
         Encoder::new(self.layout.clone(), MODEL, None, Coding { kind, tier: 0 }, prompt_tokens).unwrap()
-    }
-}
-
-/// Rows that follow from token ids but for some noise, a plan that knows how, and one that does not.
-pub struct Predictable {
-    pub source: Source,
-    pub features: Arc<Features>,
-    pub plan: Arc<Plan>,
-    pub unpredicted: Arc<Plan>,
-    maps: [Vec<f32>; 2],
-    first: KvBlock,
-}
-
-/// Numbers that depend on the token alone.
-#[derive(Debug)]
-pub struct Features;
-
-const WIDTH: usize = 6;
-const VOCABULARY: usize = 50;
-const CONTEXT: usize = 2;
-const BEGIN: u32 = 49;
-
-impl TokenFeatures for Features {
-    fn features(&self) -> usize {
-        WIDTH
-    }
-
-    fn vocabulary(&self) -> usize {
-        VOCABULARY
-    }
-
-    fn write(&self, token: u32, out: &mut [f32]) {
-        let mut rng = ChaCha8Rng::seed_from_u64(u64::from(token) + 1_000);
-        out.iter_mut().for_each(|x| *x = gauss(&mut rng));
-    }
-}
-
-impl Predictable {
-    pub fn new() -> Self {
-        let source = Source::new(small_layout(), 24, 31);
-        let mut rng = ChaCha8Rng::seed_from_u64(32);
-        let features = source.layout.features();
-        let maps = [(); 2]
-            .map(|()| (0..features * CONTEXT * WIDTH).map(|_| 3.0 * gauss(&mut rng)).collect::<Vec<f32>>());
-        let first = source.block(0, 1, 33);
-        let predictor = Predictor::new(CONTEXT, &Features, maps[0].clone(), maps[1].clone()).unwrap();
-        let ids: Vec<u32> = (0..512).map(|_| rng.random_range(0..VOCABULARY as u32)).collect();
-        let rows = [&source.keys, &source.values].map(|basis| source.rows(basis, 512, &mut rng));
-        let shifts: Vec<i8> = (0..512).map(|i| (i % 9) as i8 - 6).collect();
-        let [keys, values] = rows.clone();
-        let builder = PlanBuilder::new(
-            source.layout.clone(),
-            MODEL,
-            (source.keys.clone(), keys),
-            (source.values.clone(), values),
-        );
-        let plan = builder
-            .predicting(predictor.clone(), ids.clone())
-            .shifts(shifts)
-            .first_row(BEGIN, first.keys.clone(), first.values.clone())
-            .build(&mut |_| {})
-            .unwrap();
-        let [mut keys, mut values] = rows;
-        for (rows, map) in [(&mut keys, predictor.maps().0), (&mut values, predictor.maps().1)] {
-            add_predictions(rows, map, &ids, features);
-        }
-        let unpredicted = PlanBuilder::new(
-            source.layout.clone(),
-            MODEL,
-            (source.keys.clone(), keys),
-            (source.values.clone(), values),
-        );
-        let unpredicted = Arc::new(unpredicted.build(&mut |_| {}).unwrap());
-        Self { source, features: Arc::new(Features), plan: Arc::new(plan), unpredicted, maps, first }
-    }
-
-    /// Ids and cache of a prompt.
-    pub fn prompt(&self, tokens: usize, seed: u64) -> (Vec<u32>, KvBlock) {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let ids: Vec<u32> = (0..tokens).map(|_| rng.random_range(0..BEGIN)).collect();
-        let [keys, values] = [(&self.source.keys, 0), (&self.source.values, 1)].map(|(basis, side)| {
-            let mut rows = self.source.rows(basis, tokens, &mut rng);
-            add_predictions(&mut rows, &self.maps[side], &ids, self.source.layout.features());
-            rows
-        });
-        let (keys, values) = (self.source.planes(&keys, Some(0)), self.source.planes(&values, None));
-        (ids, KvBlock { first_token: 0, tokens, keys, values })
-    }
-
-    /// Makes a prompt begin with the token whose row the plan holds.
-    pub fn put_first_row(&self, ids: &mut [u32], block: &mut KvBlock) {
-        ids[0] = BEGIN;
-        for (cache, row) in [(&mut block.keys, &self.first.keys), (&mut block.values, &self.first.values)] {
-            for (plane, row) in cache.chunks_exact_mut(block.tokens * 8).zip(row.chunks_exact(8)) {
-                plane[..8].copy_from_slice(row);
-            }
-        }
-    }
-
-    pub fn cut(&self, block: &KvBlock, range: std::ops::Range<usize>) -> KvBlock {
-        cut(block, range, 8)
-    }
-
-    pub fn encoder(&self, plan: &Arc<Plan>, tier: u8, ids: &[u32]) -> Encoder {
-        self.source.encoder(plan, tier, ids.len()).predicting(self.features.clone(), Arc::from(ids)).unwrap()
-    }
-
-    pub fn decoder(&self) -> Decoder {
-        self.source.decoder(&self.plan).predicting(self.features.clone())
-    }
-}
-
-/// Adds what a map, `[P, CONTEXT x WIDTH]`, makes of the ids; written again, apart from the codec's own.
-fn add_predictions(rows: &mut [f32], map: &[f32], ids: &[u32], features: usize) {
-    for (token, row) in rows.chunks_exact_mut(features).enumerate() {
-        for back in 0..CONTEXT.min(token + 1) {
-            let mut inputs = [0.0; WIDTH];
-            Features.write(ids[token - back], &mut inputs);
-            for (x, weights) in row.iter_mut().zip(map.chunks_exact(CONTEXT * WIDTH)) {
-                let weights = &weights[back * WIDTH..(back + 1) * WIDTH];
-                *x += weights.iter().zip(inputs).map(|(w, f)| w * f).sum::<f32>();
-            }
-        }
     }
 }
 

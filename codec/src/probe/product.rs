@@ -1,4 +1,5 @@
-//! The two matrix products. Everything else the codec does is overhead on top of these.
+//! The codec's two matrix products alone, in the tiles and on the threads of the real thing. Everything else the codec does is overhead
+//! on top of these.
 
 use std::time::{Duration, Instant};
 
