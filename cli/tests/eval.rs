@@ -69,7 +69,7 @@ fn raw_changes_nothing_and_quality_falls_with_bytes() {
         assert!(less.rel_k.unwrap() < more.rel_k.unwrap() && less.rel_v.unwrap() < more.rel_v.unwrap());
         assert!(less.body_ratio.unwrap() < more.body_ratio.unwrap() && less.whole_ratio < more.whole_ratio);
     }
-    assert!(coarse.body_ratio.unwrap() > 4.0 * coarse.whole_ratio, "the window weighs in a short prompt");
+    assert!(coarse.body_ratio.unwrap() > coarse.whole_ratio, "the last tokens weigh in a short prompt");
 }
 
 #[test]

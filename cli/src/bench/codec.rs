@@ -31,6 +31,9 @@ struct Subject {
     decoder: Decoder,
 }
 
+/// What becomes one chunk, and its tokens' shifts.
+type Piece = (KvBlock, Vec<i8>);
+
 /// Seconds of one run.
 struct Times {
     prefill: f64,
@@ -76,7 +79,7 @@ impl Subject {
     fn run(&self) -> anyhow::Result<(Times, usize)> {
         let (prefill, blocks) = self.prefill()?;
         let encode = |encoder: &Encoder| {
-            let code = |(block, shifts): &(KvBlock, Vec<i8>)| encoder.encode_with_shifts(block, Some(shifts));
+            let code = |(block, shifts): &Piece| encoder.encode_with_shifts(block, Some(shifts));
             seconds(|| Ok(blocks.iter().map(code).collect::<codec::Result<Vec<_>>>()?))
         };
         let decode = |decoder: &Decoder, chunks: &[Vec<u8>]| {
@@ -117,7 +120,7 @@ impl Subject {
         Ok((encoder, decoder.predicting(self.loaded.token_features())))
     }
 
-    fn prefill(&self) -> anyhow::Result<(f64, Vec<(KvBlock, Vec<i8>)>)> {
+    fn prefill(&self) -> anyhow::Result<(f64, Vec<Piece>)> {
         let llama = &self.loaded.llama;
         let mut cache = KvCache::new(llama.config(), self.tokens.len());
         let mut pass = PromptPass::new(self.tokens.clone(), CHUNK).collecting(self.loaded.layer_weights());
