@@ -35,7 +35,7 @@ use crate::{
 /// The rows of a block, keys without RoPE and values, each `[tokens, P]`; features in the order layer, head, dimension.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) when the block does not fit the layout.
+/// [`Error::InvalidArgument`] when the block does not fit the layout.
 pub fn rows(block: &KvBlock, layout: &KvLayout) -> Result<(Vec<f32>, Vec<f32>)> {
     layout.validate()?;
     block.validate(layout)?;
