@@ -147,12 +147,12 @@ impl<'a> Documents<'a> {
 
 #[cfg(test)]
 mod tests {
-    use node::args::default_model_dir;
+    use std::path::Path;
 
     use super::*;
 
     fn documents(share: f64) -> (Vec<Vec<u32>>, Tokenizer) {
-        let dir = default_model_dir();
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
         let (tokenizer, template) = (Tokenizer::load(&dir).unwrap(), ChatTemplate::load(&dir).unwrap());
         let texts: Vec<String> = (0..80)
             .map(|i| format!("Line {i} of a text about nothing in particular.\n").repeat(40))

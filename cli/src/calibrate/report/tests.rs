@@ -4,7 +4,6 @@ use std::path::Path;
 
 use clap::Parser;
 use codec::Plan;
-use node::args::default_model_dir;
 use openai::Tokenizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -27,10 +26,11 @@ struct Command {
 
 /// A model with the embedded model's tokenizer, and a corpus that is just enough.
 fn prepare(dir: &Path) {
-    let tokenizer = Tokenizer::load(&default_model_dir()).unwrap();
+    let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
+    let tokenizer = Tokenizer::load(&embedded).unwrap();
     random_model::write_with_vocabulary(dir, 8192, |_, _| {});
     for file in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(default_model_dir().join(file), dir.join(file)).unwrap();
+        std::fs::copy(embedded.join(file), dir.join(file)).unwrap();
     }
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let lines = (0..TEXTS).map(|_| {
