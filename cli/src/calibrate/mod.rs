@@ -163,6 +163,12 @@ fn see(
     (bars, clock): (&MultiProgress, &mut Clock),
 ) -> anyhow::Result<(Seen, HeldOut)> {
     let held_out = held_out::choose(documents)?;
+    ensure!(
+        !documents.rest().is_empty(),
+        "the corpus has no text left after the {} tokens that are held out; a basis of {} features needs at least as many (--corpus)",
+        held_out.iter().map(Vec::len).sum::<usize>(),
+        loaded.layout.features()
+    );
     clock.end("loading and reading");
     let gradients = gradients(args, documents, bars)?;
     clock.end("gradients");

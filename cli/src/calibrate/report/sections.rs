@@ -154,24 +154,7 @@ fn spectrum(found: &Found<'_>) -> String {
 
 fn tiers(found: &Found<'_>, costs: &[TierCost]) -> String {
     let measured = &found.fitted.measured;
-    let per_token = |bytes: usize| format!("{:.2}", bytes as f64 / measured.rows as f64);
-    let rows = costs.iter().map(|cost| {
-        let step = if cost.steps.keys == cost.steps.values {
-            log2(cost.steps.keys)
-        } else {
-            format!("{}, {}", log2(cost.steps.keys), log2(cost.steps.values))
-        };
-        let mut row = vec![cost.steps.tier.to_string(), step];
-        row.extend([cost.keys.bytes, cost.values.bytes, cost.beside].map(per_token));
-        row.push(format!("{:.2}", measured.raw_bytes as f64 / cost.bytes() as f64));
-        row.push(key_share(cost));
-        let of = |side: &SideCost| {
-            [format!("{:.1}", side.components), percent(side.error), percent(side.plain_error)]
-        };
-        let (keys, values) = (of(&cost.keys), of(&cost.values));
-        row.extend(keys.into_iter().zip(values).flat_map(|(key, value)| [key, value]));
-        row
-    });
+    let rows = costs.iter().map(|cost| tier(cost, measured.rows, measured.raw_bytes));
     let header = [
         "tier",
         "log2 step",
@@ -194,6 +177,24 @@ fn tiers(found: &Found<'_>, costs: &[TierCost]) -> String {
         thousands(measured.raw_bytes / measured.rows.max(1))
     );
     format!("{said}\n\n{}", table(&header, rows))
+}
+
+fn tier(cost: &TierCost, rows: usize, raw_bytes: usize) -> Vec<String> {
+    let per_token = |bytes: usize| format!("{:.2}", bytes as f64 / rows as f64);
+    let step = if cost.steps.keys == cost.steps.values {
+        log2(cost.steps.keys)
+    } else {
+        format!("{}, {}", log2(cost.steps.keys), log2(cost.steps.values))
+    };
+    let mut row = vec![cost.steps.tier.to_string(), step];
+    row.extend([cost.keys.bytes, cost.values.bytes, cost.beside].map(per_token));
+    row.push(format!("{:.2}", raw_bytes as f64 / cost.bytes() as f64));
+    row.push(key_share(cost));
+    let of =
+        |side: &SideCost| [format!("{:.1}", side.components), percent(side.error), percent(side.plain_error)];
+    let (keys, values) = (of(&cost.keys), of(&cost.values));
+    row.extend(keys.into_iter().zip(values).flat_map(|(key, value)| [key, value]));
+    row
 }
 
 fn paper(found: &Found<'_>) -> String {

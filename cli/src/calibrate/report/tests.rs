@@ -62,6 +62,29 @@ fn number(cell: &str) -> f64 {
     cell.trim_end_matches(" %").trim_end_matches(" s").replace(',', "").parse().unwrap()
 }
 
+/// The ratio is what bytes a token give, and so is the share of keys.
+fn check_tiers(report: &str) {
+    let raw = 2.0 * 2.0 * 48.0;
+    for title in ["Tiers with one step for all tokens", "Tiers with a step per token"] {
+        let tiers = rows(report, title);
+        assert_eq!(tiers.len(), 16);
+        for tier in &tiers {
+            let bytes: f64 = tier[2..5].iter().map(|cell| number(cell)).sum();
+            assert!((raw / bytes / number(&tier[5]) - 1.0).abs() < 0.01, "{tier:?}");
+            assert!((100.0 * number(&tier[2]) / bytes - number(&tier[6])).abs() < 0.5, "{tier:?}");
+            assert!(number(&tier[9]) <= 100.5 && number(&tier[11]) <= 100.5, "{tier:?}");
+        }
+    }
+}
+
+fn check_pictures(dir: &Path, report: &str) {
+    for name in PICTURES {
+        let read = |end: &str| std::fs::read(dir.join(format!("report/{name}.{end}"))).unwrap();
+        assert!(read("png").starts_with(b"\x89PNG") && read("svg").starts_with(b"<svg"), "{name}");
+        assert!(report.contains(&format!("({name}.svg)")));
+    }
+}
+
 #[test]
 fn a_report_accounts_for_what_was_run_and_for_every_byte() {
     let dir = tempfile::tempdir().unwrap();
@@ -83,17 +106,7 @@ fn a_report_accounts_for_what_was_run_and_for_every_byte() {
     assert_eq!(number(&all[2]), bytes.len() as f64);
     assert_eq!(parts.iter().map(|part| number(&part[2])).sum::<f64>(), bytes.len() as f64);
 
-    let raw = 2.0 * 2.0 * 48.0;
-    for title in ["Tiers with one step for all tokens", "Tiers with a step per token"] {
-        let tiers = rows(&report, title);
-        assert_eq!(tiers.len(), 16);
-        for tier in &tiers {
-            let bytes: f64 = tier[2..5].iter().map(|cell| number(cell)).sum();
-            assert!((raw / bytes / number(&tier[5]) - 1.0).abs() < 0.01, "{tier:?}");
-            assert!((100.0 * number(&tier[2]) / bytes - number(&tier[6])).abs() < 0.5, "{tier:?}");
-            assert!(number(&tier[9]) <= 100.5 && number(&tier[11]) <= 100.5, "{tier:?}");
-        }
-    }
+    check_tiers(&report);
     let shares = rows(&report, "Layers").iter().map(|row| number(&row[3]) + number(&row[4])).sum::<f64>();
     assert!((shares - 100.0).abs() < 0.5, "{shares}");
     for row in rows(&report, "kvtc-paper") {
@@ -106,11 +119,7 @@ fn a_report_accounts_for_what_was_run_and_for_every_byte() {
     {
         assert!(times.iter().any(|row| row[0] == phase && row[1].ends_with(" s")), "{phase}");
     }
-    for name in PICTURES {
-        let read = |end: &str| std::fs::read(dir.path().join(format!("report/{name}.{end}"))).unwrap();
-        assert!(read("png").starts_with(b"\x89PNG") && read("svg").starts_with(b"<svg"), "{name}");
-        assert!(report.contains(&format!("({name}.svg)")));
-    }
+    check_pictures(dir.path(), &report);
 }
 
 #[test]
