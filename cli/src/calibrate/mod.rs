@@ -210,9 +210,7 @@ fn gradients(args: &Args, documents: &mut Documents<'_>, bars: &MultiProgress) -
     let bar = bar(bars, FISHER_TOKENS as u64, "gradients");
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let documents = std::iter::from_fn(|| documents.next().transpose());
-    let found = fisher(&gradient, documents, FISHER_TOKENS, &mut rng, &bar).context(
-        "the corpus is too small: nothing was left for gradients once documents were held out (--corpus)",
-    )?;
+    let found = fisher(&gradient, documents, FISHER_TOKENS, &mut rng, &bar)?;
     bar.finish_with_message(format!("gradients: {} tokens", found.tokens));
     Ok(found)
 }
