@@ -64,6 +64,7 @@ impl Picture for Curves {
             .light_line_style(WHITE)
             .label_style((FAMILY, 15))
             .x_desc("whole ratio: raw bytes over every byte on the wire")
+            .x_labels(6)
             .y_desc("KL of the next 64 tokens, nats")
             .x_label_formatter(&|x| format!("{x:.0}\u{d7}"))
             .y_label_formatter(&|y| format!("{y:.4}"))
