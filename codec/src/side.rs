@@ -89,7 +89,12 @@ pub(crate) fn tiles<'a>(groups: &'a [Group], kept: &[usize]) -> Vec<Tile<'a>> {
 /// Components that each tile of these groups needs.
 pub(crate) fn tile_components(groups: &[Group], kept: &[usize]) -> Vec<usize> {
     let tiles = tiles(groups, kept);
-    tiles.iter().map(|tile| tile.iter().map(|piece| kept[piece.group]).max().unwrap_or(0)).collect()
+    tiles.iter().map(|tile| needed(tile, kept)).collect()
+}
+
+/// Components that a tile's pieces need at most.
+pub(crate) fn needed(tile: &Tile<'_>, kept: &[usize]) -> usize {
+    tile.iter().map(|piece| kept[piece.group]).max().unwrap_or(0)
 }
 
 impl SideContext<'_> {
@@ -133,11 +138,6 @@ impl SideContext<'_> {
         write_symbols(self.space, self.order, &symbols)
     }
 
-    /// Components that a tile's pieces need at most.
-    fn kept(&self, tile: &Tile<'_>) -> usize {
-        tile.iter().map(|piece| self.order.kept[piece.group]).max().unwrap_or(0)
-    }
-
     /// Symbols of one tile, `[kept, TILE_ROWS]`.
     fn encode_tile(&self, tile: &Tile<'_>, cache: &[bf16]) -> Result<Vec<i16>> {
         Ok(self.quantize_tile(tile, &self.project_tile(tile, cache)?))
@@ -153,11 +153,11 @@ impl SideContext<'_> {
                 prediction.remove(token, row);
             }
         }
-        Ok(pca::project(self.space, self.kept(tile), &mut rows))
+        Ok(pca::project(self.space, needed(tile, &self.order.kept), &mut rows))
     }
 
-    fn quantize_tile(&self, tile: &Tile<'_>, coefficients: &[f32]) -> Vec<i16> {
-        let mut symbols = vec![0; self.kept(tile) * TILE_ROWS];
+    pub(crate) fn quantize_tile(&self, tile: &Tile<'_>, coefficients: &[f32]) -> Vec<i16> {
+        let mut symbols = vec![0; needed(tile, &self.order.kept) * TILE_ROWS];
         for piece in tile {
             let step = step_size(self.order.exponents[piece.group]);
             let rows = piece.row..piece.row + piece.tokens.len();
@@ -185,8 +185,8 @@ impl SideContext<'_> {
         Ok(tiles.par_iter().map(|tile| self.dequantize_tile(tile, &symbols)).collect())
     }
 
-    fn dequantize_tile(&self, tile: &Tile<'_>, symbols: &[i16]) -> Vec<f32> {
-        let mut coefficients = pca::no_coefficients(self.space, self.kept(tile));
+    pub(crate) fn dequantize_tile(&self, tile: &Tile<'_>, symbols: &[i16]) -> Vec<f32> {
+        let mut coefficients = pca::no_coefficients(self.space, needed(tile, &self.order.kept));
         for piece in tile {
             let step = step_size(self.order.exponents[piece.group]);
             let rows = piece.row..piece.row + piece.tokens.len();

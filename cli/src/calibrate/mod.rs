@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use candle_core::{DType, Device};
-use codec::fit::{Balance, Basis, PlanBuilder, Predictor, Report};
+use codec::fit::{Balance, Basis, PlanBuilder, Predictor, Progress, Report};
 use codec::{MAX_FEATURES, Plan, TokenFeatures};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use node::Loaded;
@@ -362,13 +362,16 @@ fn share(text: &str) -> Result<f64, String> {
 
 fn build(builder: PlanBuilder, bars: &MultiProgress) -> anyhow::Result<(Plan, Report)> {
     let bar = bar(bars, 1, "plan");
-    let built = builder.build_with_report(&mut |progress| {
-        bar.set_message(progress.stage);
-        bar.set_length(progress.total as u64);
-        bar.set_position(progress.done as u64);
-    })?;
+    let built = builder.build_with_report(&mut |progress| show(&bar, progress))?;
     bar.finish_with_message("steps and tables");
     Ok(built)
+}
+
+/// Moves a bar to where the codec's fitting has come.
+fn show(bar: &ProgressBar, progress: Progress) {
+    bar.set_message(progress.stage);
+    bar.set_length(progress.total as u64);
+    bar.set_position(progress.done as u64);
 }
 
 fn bar(bars: &MultiProgress, length: u64, message: &'static str) -> ProgressBar {

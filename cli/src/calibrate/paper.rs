@@ -6,7 +6,7 @@ use indicatif::MultiProgress;
 
 use super::held_out::HeldOut;
 use super::moments::Side;
-use super::{Args, bar, cut};
+use super::{Args, bar, cut, show};
 
 /// Held-out rows that errors are measured on.
 const ROWS: usize = 2_048;
@@ -29,11 +29,7 @@ pub(super) fn add(
 ) -> anyhow::Result<Plan> {
     let bar = bar(bars, 1, "kvtc-paper");
     let (of_keys, of_values) = (cut(args, keys.plain_basis()?), cut(args, values.plain_basis()?));
-    let plan = add_paper(plan, (of_keys, rows.0), (of_values, rows.1), &mut |progress| {
-        bar.set_message(progress.stage);
-        bar.set_length(progress.total as u64);
-        bar.set_position(progress.done as u64);
-    })?;
+    let plan = add_paper(plan, (of_keys, rows.0), (of_values, rows.1), &mut |progress| show(&bar, progress))?;
     bar.finish_with_message("kvtc-paper");
     Ok(plan)
 }

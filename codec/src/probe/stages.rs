@@ -14,11 +14,10 @@ use crate::{
     kvtc::{self, Job, Known, Opened, Parts, Payload},
     layout::KvBlock,
     predict::Prediction,
-    side::{SidePart, Tile, read_symbols, tiles, write_symbols},
+    side::{SideContext, Tile, needed, read_symbols, tiles, write_symbols},
     stages::{
         deflate::{deflate, inflate},
-        pca::{TILE_ROWS, no_coefficients, project, reconstruct},
-        quantize::{dequantize, quantize, step_size},
+        pca::{project, reconstruct},
         rope::RopeTable,
         rows::{self, Rows},
     },
@@ -119,8 +118,9 @@ impl<'a> Stages<'a> {
             }
         }
         let coefficients = left.iter_mut().zip(&tiles);
-        let coefficients =
-            coefficients.map(|(left, tile)| project(part.space, kept(part, tile), left)).collect();
+        let coefficients = coefficients
+            .map(|(left, tile)| project(part.space, needed(tile, &part.order.kept), left))
+            .collect();
         Ok(SideInputs { rows, coefficients, symbols: read_symbols(part.space, &part.order, bytes)? })
     }
 
@@ -181,18 +181,23 @@ impl<'a> Stages<'a> {
         let (part, bytes) = &opened.sides[side as usize];
         let SideInputs { rows, coefficients, symbols } = &self.sides[side as usize];
         let tiles = tiles(&opened.groups, &part.order.kept);
-        let pairs = || tiles.par_iter().zip(coefficients);
+        let (layout, space, order, groups) =
+            (self.job.layout, part.space, &part.order, opened.groups.as_slice());
+        let tokens = self.job.place.tokens;
+        let context = SideContext { layout, space, order, groups, rope: None, tokens, prediction: None };
         match stage {
             Stage::Gather => drop(black_box(self.gather(side, &tiles)?)),
             Stage::Predict => self.predict(side, rows),
             Stage::Project => tiles.par_iter().zip(rows).for_each(|(tile, rows)| {
-                black_box(project(part.space, kept(part, tile), &mut rows.features.clone()));
+                black_box(project(part.space, needed(tile, &part.order.kept), &mut rows.features.clone()));
             }),
-            Stage::Quantize => pairs().for_each(|(tile, y)| drop(black_box(quantized(part, tile, y)))),
+            Stage::Quantize => tiles.par_iter().zip(coefficients).for_each(|(tile, y)| {
+                black_box(context.quantize_tile(tile, y));
+            }),
             Stage::Pack => drop(black_box(write_symbols(part.space, &part.order, symbols))),
             Stage::Unpack => drop(black_box(read_symbols(part.space, &part.order, bytes)?)),
             Stage::Dequantize => {
-                tiles.par_iter().for_each(|tile| drop(black_box(dequantized(part, tile, symbols))));
+                tiles.par_iter().for_each(|tile| drop(black_box(context.dequantize_tile(tile, symbols))));
             }
             Stage::Reconstruct => coefficients.par_iter().for_each(|y| {
                 black_box(reconstruct(part.space, y));
@@ -229,40 +234,4 @@ impl<'a> Stages<'a> {
         rows::scatter(rows, self.job.layout, self.job.place.tokens, rope, &mut out);
         black_box(out);
     }
-}
-
-/// Components that a tile's pieces need at most.
-fn kept(part: &SidePart<'_>, tile: &Tile<'_>) -> usize {
-    tile.iter().map(|piece| part.order.kept[piece.group]).max().unwrap_or(0)
-}
-
-fn quantized(part: &SidePart<'_>, tile: &Tile<'_>, coefficients: &[f32]) -> Vec<i16> {
-    let mut symbols = vec![0; kept(part, tile) * TILE_ROWS];
-    for piece in tile {
-        let step = step_size(part.order.exponents[piece.group]);
-        let rows = piece.row..piece.row + piece.tokens.len();
-        let components = coefficients.chunks_exact(TILE_ROWS).zip(symbols.chunks_exact_mut(TILE_ROWS));
-        for (y, symbols) in components.take(part.order.kept[piece.group]) {
-            quantize(&y[rows.clone()], step, &mut symbols[rows.clone()]);
-        }
-    }
-    symbols
-}
-
-fn dequantized(part: &SidePart<'_>, tile: &Tile<'_>, symbols: &[i16]) -> Vec<f32> {
-    let mut coefficients = no_coefficients(part.space, kept(part, tile));
-    for piece in tile {
-        let step = step_size(part.order.exponents[piece.group]);
-        let rows = piece.row..piece.row + piece.tokens.len();
-        for band in part.order.bands.iter().filter(|band| band.group == piece.group) {
-            let centroids = &part.space.classes.tables[band.table].centroids;
-            let symbols = symbols[band.start..].chunks_exact(part.order.lengths[band.group]);
-            let components = coefficients.chunks_exact_mut(TILE_ROWS).skip(band.components.start);
-            for (y, symbols) in components.take(band.components.len()).zip(symbols) {
-                let symbols = &symbols[piece.start..piece.start + piece.tokens.len()];
-                dequantize(symbols, centroids, step, &mut y[rows.clone()]);
-            }
-        }
-    }
-    coefficients
 }
