@@ -48,6 +48,10 @@ ARG CUDA_COMPUTE_CAP
 ENV CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 CUDA_HOME=/cuda KVFERRY_CUDA_ARCHS=${CUDA_COMPUTE_CAP} \
     FEATURES=${CUDA_COMPUTE_CAP:+kvferry/cuda}
 WORKDIR /src
+# nvcc needs a C++ compiler, Rust a C compiler only.
+RUN if [ -n "$CUDA_COMPUTE_CAP" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* || exit 1; \
+    fi
 COPY --from=cuda /cuda /cuda
 COPY --from=manifests /src .
 RUN cargo build --release --locked --features "$FEATURES"

@@ -64,4 +64,7 @@ cp "$pins" "$work/ready/pins.txt"
 chmod 755 "$work/ready"
 rm -rf "$dest"
 mv "$work/ready" "$dest"
+if [ "$what" = compiler ] && ! command -v g++ >/dev/null; then
+    echo "toolkit.sh: nvcc needs a C++ compiler besides, and there is none (Debian: g++)" >&2
+fi
 echo "toolkit.sh: $what of CUDA 13.0 in $dest ($(du -sh "$dest" | cut -f1))"
