@@ -9,9 +9,11 @@ mod head;
 mod linear;
 mod llama;
 mod prompt;
+mod random;
 mod received;
 mod rope;
 mod rows;
+mod timeline;
 mod upload;
 mod vocabulary;
 mod weights;
@@ -20,4 +22,13 @@ mod workspace;
 pub use cache::CudaCache;
 pub use llama::CudaLlama;
 pub use received::CudaReceived;
+pub use timeline::Stage;
 pub use vocabulary::CudaVocabulary;
+
+/// The kernels themselves, for tests that compare each with its CPU twin.
+#[doc(hidden)]
+pub mod kernels {
+    pub use super::attention::{AttentionKernels, Queries};
+    pub use super::rope::CudaRope;
+    pub use super::rows::RowKernels;
+}
