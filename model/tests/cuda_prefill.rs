@@ -1,4 +1,5 @@
 //! The prompt pass on the device against the CPU's, with the embedded model. Needs a GPU.
+#![allow(unsafe_code, reason = "a vocabulary writes where it is told to")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::path::PathBuf;
