@@ -91,8 +91,8 @@ impl PromptPass {
         let chunk = self.next_chunk(cache.len());
         if let (Some(weights), None) = (&self.layer_weights, &self.received) {
             let (queries, nearest, tokens) = (importance::QUERIES, importance::NEAREST, self.tokens.len());
-            let received = model::cuda::CudaReceived::of_last(llama, queries, nearest, tokens, weights)?;
-            self.received = Some(Received::Device(received));
+            let received = model::cuda::CudaReceived::of_last(llama, queries, nearest, tokens)?;
+            self.received = Some(Received::Device(received.weighted(weights)));
         }
         let received = self.received.as_mut().map(Received::device);
         llama.prefill(cache, &self.tokens[chunk.clone()], received)?;

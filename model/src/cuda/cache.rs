@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// Keys (after RoPE) and values of one session, in pages of a pool. Drop it when no stream works on it any more.
 #[derive(Debug)]
 pub struct CudaCache {
-    pages: KvPages,
+    pages: Arc<KvPages>,
     len: usize,
 }
 
@@ -19,7 +19,7 @@ impl CudaCache {
     /// # Errors
     /// [`gpu::Error::NoPages`]; nothing is taken then.
     pub fn new(pool: &Arc<KvPool>, stream: &Arc<CudaStream>, tokens: usize) -> Result<Self> {
-        Ok(Self { pages: pool.take(stream, tokens)?, len: 0 })
+        Ok(Self { pages: Arc::new(pool.take(stream, tokens)?), len: 0 })
     }
 
     /// Tokens held.
@@ -52,9 +52,9 @@ impl CudaCache {
         Ok(())
     }
 
-    /// The pages it lies in.
+    /// The pages it lies in. Whoever keeps them, to read tokens that are there already, keeps them from other sessions.
     #[must_use]
-    pub fn pages(&self) -> &KvPages {
+    pub fn pages(&self) -> &Arc<KvPages> {
         &self.pages
     }
 

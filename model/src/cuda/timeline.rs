@@ -33,6 +33,26 @@ pub enum Stage {
     Head,
 }
 
+impl Stage {
+    /// As figures of it are named.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding_ms",
+            Self::Norm => "norm_ms",
+            Self::QkvProduct => "qkv_product_ms",
+            Self::RotateAndStore => "rotate_and_store_ms",
+            Self::Attention => "attention_ms",
+            Self::Received => "received_ms",
+            Self::OutputProduct => "output_product_ms",
+            Self::GateUpProduct => "gate_up_product_ms",
+            Self::Swiglu => "swiglu_ms",
+            Self::DownProduct => "down_product_ms",
+            Self::Head => "head_ms",
+        }
+    }
+}
+
 /// Events of one call, if it is being timed.
 pub(crate) struct Timeline {
     device: Device,

@@ -29,6 +29,12 @@ impl CudaVocabulary {
         self.weights.embedding.inputs
     }
 
+    /// Tokens that there are.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.weights.embedding.outputs
+    }
+
     /// Queues on `stream`: `out` `[count, hidden]` f16 = what the first block's attention sees of the tokens `ids` `[count]` u32, zeros for
     /// ids outside of the vocabulary.
     ///

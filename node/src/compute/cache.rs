@@ -85,7 +85,7 @@ impl Cache {
                 if start > end || end > len {
                     return Err(model::Error::Range { start, end, len });
                 }
-                Ok(Part::Device { pages: cache.pages(), tokens })
+                Ok(Part::Device { pages: std::sync::Arc::clone(cache.pages()), tokens })
             }
         }
     }

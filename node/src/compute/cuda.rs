@@ -83,7 +83,7 @@ impl Device {
         let codec = CudaCodec::new(&device, layout.clone(), fingerprint, plan.clone(), Some(features))?;
         let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<_, _>>()?;
         let decoders = (0..CODERS).map(|_| codec.decoder()).collect::<Result<_, _>>()?;
-        llama.prepare_steps(sizes.sessions)?;
+        llama.prepare_steps(&pool, sizes.sessions)?;
         let facts = (llama.config().clone(), fingerprint, layout.clone(), plan);
         let device = Self {
             device,
@@ -103,12 +103,13 @@ impl Device {
     }
 
     pub(crate) fn cache(&self, tokens: usize) -> Result<Cache, Failure> {
-        let busy = |error: gpu::Error| match error {
-            gpu::Error::NoPages { .. } | gpu::Error::OutOfMemory { .. } => fail(FailureKind::Busy, error),
+        let busy = |error: model::Error| match error {
+            model::Error::Gpu(error @ (gpu::Error::NoPages { .. } | gpu::Error::OutOfMemory { .. })) => {
+                fail(FailureKind::Busy, error)
+            }
             other => internal(other),
         };
-        let pages = self.pool.take(&self.stream, tokens).map_err(busy)?;
-        Ok(Cache::Device(CudaCache::new(pages)))
+        CudaCache::new(&self.pool, &self.stream, tokens).map(Cache::Device).map_err(busy)
     }
 
     pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> Result<DeviceCoder, Failure> {
@@ -201,15 +202,15 @@ impl<T> Drop for Held<'_, T> {
 
 /// What the codec may know of tokens, from the model's embedding.
 #[derive(Debug)]
-struct Vocabulary(Arc<CudaVocabulary>);
+struct Vocabulary(CudaVocabulary);
 
 impl DeviceTokenFeatures for Vocabulary {
     fn features(&self) -> usize {
-        self.0.features()
+        self.0.hidden_size()
     }
 
     fn vocabulary(&self) -> usize {
-        self.0.vocabulary()
+        self.0.vocab_size()
     }
 
     fn write(
