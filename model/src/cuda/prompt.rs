@@ -6,7 +6,7 @@ use gpu::{CudaSlice, KvView};
 
 use super::attention::Queries;
 use super::cache::CudaCache;
-use super::linear::linear;
+use super::linear::{linear, padded};
 use super::llama::CudaLlama;
 use super::received::CudaReceived;
 use super::timeline::{Stage, Timeline};
@@ -181,9 +181,12 @@ impl CudaLlama {
         let mut normed = w.normed.slice_mut(..chunk.tokens * c.hidden_size);
         self.rows.rms_norm(&x, &block.input_norm, c.rms_norm_eps, &mut normed)?;
         mark(&mut self.timeline, Stage::Norm)?;
-        let mut qkv = w.qkv.slice_mut(..chunk.tokens * block.qkv.outputs);
-        linear(&mut self.gemm, &self.stream, &block.qkv, &normed.as_view(), &mut qkv, false)?;
+        let rows = padded(chunk.tokens);
+        let normed = w.normed.slice(..rows * c.hidden_size);
+        let mut qkv = w.qkv.slice_mut(..rows * block.qkv.outputs);
+        linear(&mut self.gemm, &self.stream, &block.qkv, &normed, &mut qkv, false)?;
         mark(&mut self.timeline, Stage::QkvProduct)?;
+        let mut qkv = w.qkv.slice_mut(..chunk.tokens * block.qkv.outputs);
         self.rows.rotate_and_store(&mut qkv, &self.rope, c.heads, chunk.position, layer, &chunk.kv)?;
         mark(&mut self.timeline, Stage::RotateAndStore)
     }
@@ -209,11 +212,12 @@ impl CudaLlama {
         }
     }
 
-    /// What follows attention, for `rows` of the residual stream, in place.
+    /// What follows attention, for `rows` of the residual stream, in place; many rows must start with the first.
     fn finish_block(&mut self, layer: usize, rows: Range<usize>) -> Result<()> {
         let (c, w, timeline) = (&self.config, &mut self.workspace, &mut self.timeline);
         let (block, stream) = (&self.weights.blocks[layer], &self.stream);
         let (hidden, width) = (c.hidden_size, c.intermediate_size);
+        let rows = rows.start..rows.start + padded(rows.len());
         let mut x = w.x.slice_mut(rows.start * hidden..rows.end * hidden);
         let attended = w.attended.slice(rows.start * block.output.inputs..rows.end * block.output.inputs);
         linear(&mut self.gemm, stream, &block.output, &attended, &mut x, true)?;
