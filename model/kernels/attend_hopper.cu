@@ -15,6 +15,7 @@ struct alignas(64) PoolMap {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr uint32_t KEYS = 2 * PAGE_TOKENS, STAGES = 2, GROUP = 128;
+constexpr float SLACK = 8.0f;
 
 // Shared memory: queries, then stages of keys and of values, then barriers; columns in blocks of 64, rows of 128 bytes.
 template <uint32_t DIM, uint32_t GROUPS>
@@ -114,18 +115,22 @@ __device__ __forceinline__ void hide_later_keys(float (&scores)[KEYS / 2], int32
         if (i / 4 * 8 + t * 2 + i % 2 >= seen + i / 2 % 2 * 8) scores[i] = -INFINITY;
 }
 
-// Scores to weights, in place: 2^(scale (score - top)). `keep` is by how much earlier results shrink.
-__device__ __forceinline__ void soften(float (&scores)[KEYS / 2], float (&top)[2], float (&sum)[2], float (&keep)[2], float scale) {
+// Scores to weights, in place: 2^(scale (score - top)). A row's top follows its scores only where they exceed it by `SLACK` powers of two:
+// weights may well be larger than 1, and results rarely have to shrink. Says whether they have to in this warp, `keep` by how much.
+__device__ __forceinline__ bool soften(float (&scores)[KEYS / 2], float (&top)[2], float (&sum)[2], float (&keep)[2], float scale) {
+    bool rises = false;
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
-        float new_top = top[half];
+        float new_top = scores[half * 2];
 #pragma unroll
         for (uint32_t i = half * 2; i < KEYS / 2; i += 4) new_top = fmaxf(new_top, fmaxf(scores[i], scores[i + 1]));
         new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, 1));
         new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, 2));
-        keep[half] = power_of_two((top[half] - new_top) * scale);
-        const float shift = new_top * scale;
-        top[half] = new_top;
+        const bool row_rises = (new_top - top[half]) * scale > SLACK;
+        keep[half] = row_rises ? power_of_two((top[half] - new_top) * scale) : 1.0f;
+        top[half] = row_rises ? new_top : top[half];
+        rises |= row_rises;
+        const float shift = top[half] * scale;
         float total = 0.0f;
 #pragma unroll
         for (uint32_t i = half * 2; i < KEYS / 2; i += 4) {
@@ -135,6 +140,7 @@ __device__ __forceinline__ void soften(float (&scores)[KEYS / 2], float (&top)[2
         }
         sum[half] = sum[half] * keep[half] + total;
     }
+    return __any_sync(~0u, rises);
 }
 
 __device__ __forceinline__ void round_weights(uint32_t (&weights)[KEYS / 4], const float (&scores)[KEYS / 2]) {
@@ -212,13 +218,14 @@ __device__ __forceinline__ void attend(const Layout<DIM, GROUPS>& shared, const 
         pin(scores);
         if (thread == 0) arrive(shared.barrier(KEYS_FREE, tile));
         if (tile >= first_hidden) hide_later_keys(scores, (int32_t)(prompt.position + row + 1 - tile * KEYS));
-        soften(scores, top, sum, keep, scale);
+        const bool shrink = soften(scores, top, sum, keep, scale);
         wait_products<0>();
         pin(out);
         pin(weights);
         if (thread == 0) arrive(shared.barrier(VALUES_FREE, tile - 1));
+        if (shrink)
 #pragma unroll
-        for (uint32_t i = 0; i < DIM / 2; ++i) out[i] *= keep[i / 2 % 2];
+            for (uint32_t i = 0; i < DIM / 2; ++i) out[i] *= keep[i / 2 % 2];
         round_weights(weights, scores);
     }
     const uint32_t last = tiles - 1, values = shared.values(last);

@@ -1,5 +1,6 @@
 //! The prompt pass on the device against the CPU's, with the embedded model. Needs a GPU.
 #![allow(unsafe_code, reason = "a vocabulary writes where it is told to")]
+#![allow(clippy::print_stdout, reason = "a test on a card says what it measured")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::collections::HashMap;
