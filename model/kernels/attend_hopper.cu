@@ -31,11 +31,7 @@ struct Layout {
 
 enum Barrier : uint32_t { KEYS_FULL, VALUES_FULL, KEYS_FREE, VALUES_FREE };
 
-// What the keys that a block of queries sees come to.
-struct Reach {
-    uint32_t end, tiles;
-};
-
+// The producer's part: keys and values of all tiles in turn, each as soon as its place is free.
 template <uint32_t DIM, uint32_t GROUPS>
 __device__ __forceinline__ void bring(const Layout<DIM, GROUPS>& shared, const PoolMap& map, const KvView& kv, uint32_t layer,
                                       uint32_t kv_head, uint32_t tiles) {
@@ -175,63 +171,87 @@ __device__ __forceinline__ void store(const Prompt& prompt, const float (&out)[D
     }
 }
 
+// What a thread of a warpgroup holds of its queries' attention, see `multiply` for which elements.
+template <uint32_t DIM>
+struct State {
+    float scores[KEYS / 2], out[DIM / 2], top[2], sum[2], keep[2];
+    uint32_t weights[KEYS / 4];
+};
+
+// A warpgroup's part of a block: queries in shared memory, how many tiles they see, from which on they do not see all of it, and the
+// position that follows the thread's first row.
+struct Part {
+    uint32_t queries, tiles, first_hidden, after_row;
+    float scale;
+};
+
+// Takes the scores that have come, so that their keys may be overwritten, to weights that are not yet rounded.
+template <uint32_t DIM, uint32_t GROUPS>
+__device__ __forceinline__ void take_scores(State<DIM>& state, const Layout<DIM, GROUPS>& shared, const Part& part, uint32_t tile) {
+    pin(state.scores);
+    if (threadIdx.x % GROUP == 0) arrive(shared.barrier(KEYS_FREE, tile));
+    if (tile >= part.first_hidden) hide_later_keys(state.scores, (int32_t)(part.after_row - tile * KEYS));
+    soften(state.scores, state.top, state.sum, state.keep, part.scale);
+}
+
+// Starts a tile's scores and, behind them, the result of the tile before; its softmax runs beside the latter.
+template <uint32_t DIM, uint32_t GROUPS>
+__device__ __forceinline__ void meet_tile(State<DIM>& state, const Layout<DIM, GROUPS>& shared, const Part& part, uint32_t tile) {
+    wait_barrier(shared.barrier(KEYS_FULL, tile), tile / STAGES % 2);
+    start_scores<DIM>(state.scores, part.queries, shared.keys(tile));
+    wait_barrier(shared.barrier(VALUES_FULL, tile - 1), (tile - 1) / STAGES % 2);
+    start_result<DIM>(state.out, state.weights, shared.values(tile - 1));
+    wait_products<1>();
+    take_scores(state, shared, part, tile);
+    wait_products<0>();
+    pin(state.out);
+    pin(state.weights);
+    if (threadIdx.x % GROUP == 0) arrive(shared.barrier(VALUES_FREE, tile - 1));
+#pragma unroll
+    for (uint32_t i = 0; i < DIM / 2; ++i) state.out[i] *= state.keep[i / 2 % 2];
+    round_weights(state.weights, state.scores);
+}
+
+// Adds the last tile's result. Where the keys end within it, what lies behind them is cleared by every warpgroup for itself.
+template <uint32_t DIM, uint32_t GROUPS>
+__device__ __forceinline__ void finish(State<DIM>& state, const Layout<DIM, GROUPS>& shared, const Part& part, uint32_t end) {
+    const uint32_t last = part.tiles - 1, values = shared.values(last);
+    wait_barrier(shared.barrier(VALUES_FULL, last), last / STAGES % 2);
+    if (end < part.tiles * KEYS) {
+        clear_values<DIM>(values, end - last * KEYS);
+        publish_shared();
+        sync_named(threadIdx.x / GROUP, GROUP);
+    }
+    start_result<DIM>(state.out, state.weights, values);
+    wait_products<0>();
+    pin(state.out);
+}
+
+// One warpgroup's queries over all that they see; `end` is the first token that nobody in the block sees.
 template <uint32_t DIM, uint32_t GROUPS>
 __device__ __forceinline__ void attend(const Layout<DIM, GROUPS>& shared, const Prompt& prompt, const KvView& kv, uint32_t head,
-                                       uint32_t block_row, const Reach& reach) {
+                                       uint32_t block_row, uint32_t end) {
     const uint32_t group = threadIdx.x / GROUP - 1, thread = threadIdx.x % GROUP;
     const uint32_t group_row = block_row + group * 64, row = group_row + thread / 32 * 16 + thread % 32 / 4;
+    // Earlier warpgroups may be through a tile sooner; it is so late that nobody waits for them to free it.
+    const uint32_t tiles = (min(prompt.position + group_row + 64, end) + KEYS - 1) / KEYS;
+    const uint32_t first_hidden = (prompt.position + group_row + 1) / KEYS;
+    const Part part = {shared.queries(group), tiles, first_hidden, prompt.position + row + 1, 1.44269504f * rsqrtf((float)DIM)};
     const size_t stride = (size_t)(prompt.heads + 2 * kv.kv_heads) * DIM;
-    const uint32_t queries = shared.queries(group);
-    load_queries<DIM>(queries, prompt.qkv + (size_t)head * DIM, stride, group_row, prompt.tokens);
+    load_queries<DIM>(part.queries, prompt.qkv + (size_t)head * DIM, stride, group_row, prompt.tokens);
     publish_shared();
     sync_named(1 + group, GROUP);
 
-    // Earlier warpgroups may be through a tile sooner; it is so late that nobody waits for them to free it.
-    const uint32_t tiles = (min(prompt.position + group_row + 64, reach.end) + KEYS - 1) / KEYS;
-    const uint32_t first_hidden = (prompt.position + group_row + 1) / KEYS;
-    const float scale = 1.44269504f * rsqrtf((float)DIM);
-    float scores[KEYS / 2], out[DIM / 2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, keep[2];
-    uint32_t weights[KEYS / 4];
-#pragma unroll
-    for (uint32_t i = 0; i < DIM / 2; ++i) out[i] = 0.0f;
-
+    State<DIM> state = {};
+    state.top[0] = state.top[1] = -INFINITY;
     wait_barrier(shared.barrier(KEYS_FULL, 0), 0);
-    start_scores<DIM>(scores, queries, shared.keys(0));
+    start_scores<DIM>(state.scores, part.queries, shared.keys(0));
     wait_products<0>();
-    pin(scores);
-    if (thread == 0) arrive(shared.barrier(KEYS_FREE, 0));
-    if (first_hidden == 0) hide_later_keys(scores, (int32_t)(prompt.position + row + 1));
-    soften(scores, top, sum, keep, scale);
-    round_weights(weights, scores);
-    for (uint32_t tile = 1; tile < tiles; ++tile) {
-        wait_barrier(shared.barrier(KEYS_FULL, tile), tile / STAGES % 2);
-        start_scores<DIM>(scores, queries, shared.keys(tile));
-        wait_barrier(shared.barrier(VALUES_FULL, tile - 1), (tile - 1) / STAGES % 2);
-        start_result<DIM>(out, weights, shared.values(tile - 1));
-        wait_products<1>();
-        pin(scores);
-        if (thread == 0) arrive(shared.barrier(KEYS_FREE, tile));
-        if (tile >= first_hidden) hide_later_keys(scores, (int32_t)(prompt.position + row + 1 - tile * KEYS));
-        soften(scores, top, sum, keep, scale);
-        wait_products<0>();
-        pin(out);
-        pin(weights);
-        if (thread == 0) arrive(shared.barrier(VALUES_FREE, tile - 1));
-#pragma unroll
-        for (uint32_t i = 0; i < DIM / 2; ++i) out[i] *= keep[i / 2 % 2];
-        round_weights(weights, scores);
-    }
-    const uint32_t last = tiles - 1, values = shared.values(last);
-    wait_barrier(shared.barrier(VALUES_FULL, last), last / STAGES % 2);
-    if (reach.end < tiles * KEYS) {
-        clear_values<DIM>(values, reach.end - last * KEYS);
-        publish_shared();
-        sync_named(1 + group, GROUP);
-    }
-    start_result<DIM>(out, weights, values);
-    wait_products<0>();
-    pin(out);
-    store<DIM>(prompt, out, top, sum, head, row, scale);
+    take_scores(state, shared, part, 0);
+    round_weights(state.weights, state.scores);
+    for (uint32_t tile = 1; tile < tiles; ++tile) meet_tile(state, shared, part, tile);
+    finish(state, shared, part, end);
+    store<DIM>(prompt, state.out, state.top, state.sum, head, row, part.scale);
 }
 
 template <uint32_t DIM, uint32_t GROUPS, int PRODUCER_REGISTERS, int CONSUMER_REGISTERS>
@@ -242,7 +262,6 @@ __device__ __forceinline__ void run(const PoolMap& map, const Prompt& prompt, co
     const uint32_t head = blockIdx.x, kv_head = head / (prompt.heads / kv.kv_heads);
     const uint32_t block_row = (gridDim.y - 1 - blockIdx.y) * Layout<DIM, GROUPS>::QUERIES;
     const uint32_t end = min(prompt.position + min(block_row + Layout<DIM, GROUPS>::QUERIES, prompt.tokens), kv.pages * PAGE_TOKENS);
-    const Reach reach = {end, (end + KEYS - 1) / KEYS};
     if (threadIdx.x == 0) {
         for (uint32_t stage = 0; stage < STAGES; ++stage) {
             init_barrier(shared.barrier(KEYS_FULL, stage), 1);
@@ -255,10 +274,10 @@ __device__ __forceinline__ void run(const PoolMap& map, const Prompt& prompt, co
     __syncthreads();
     if (threadIdx.x < GROUP) {
         give_registers<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) bring(shared, map, kv, prompt.layer, kv_head, reach.tiles);
+        if (threadIdx.x == 0) bring(shared, map, kv, prompt.layer, kv_head, (end + KEYS - 1) / KEYS);
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        attend(shared, prompt, kv, head, block_row, reach);
+        attend(shared, prompt, kv, head, block_row, end);
     }
 }
 #endif
@@ -276,11 +295,3 @@ extern "C" __global__ void __launch_bounds__(384, 1) attend_hopper_128(const __g
     run<128, 2, 24, 240>(map, prompt, kv);
 #endif
 }
-
-#ifdef VARIANTS
-extern "C" __global__ void __launch_bounds__(384, 1) attend_hopper_64_two(const __grid_constant__ PoolMap map, Prompt prompt, KvView kv) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    run<64, 2, 24, 240>(map, prompt, kv);
-#endif
-}
-#endif

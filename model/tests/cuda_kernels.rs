@@ -1,5 +1,6 @@
 //! Each kernel against its CPU twin on random inputs of odd sizes. Needs a GPU.
 #![allow(unsafe_code, reason = "a pool's memory is read as it lies")]
+#![allow(clippy::print_stdout, reason = "a test on a card says what it measured")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::sync::Arc;
