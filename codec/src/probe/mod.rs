@@ -2,6 +2,9 @@
 //! time.
 
 mod coefficients;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod deflate;
 mod ideal;
 mod product;
 #[doc(hidden)]
