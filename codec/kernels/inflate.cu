@@ -402,9 +402,8 @@ __device__ void decode_alone(const Segment& segment, Shared& s, uint32_t positio
     }
 }
 
-// A block's symbols. All threads.
-__device__ bool decode_block(Segment& segment, Shared& s, uint32_t& position, uint32_t& written, uint32_t& flushed) {
-    bool is_alone = s.kind == FIXED;
+// A block's symbols, one by one first where `is_alone`. All threads.
+__device__ bool decode_block(Segment& segment, Shared& s, bool is_alone, uint32_t& position, uint32_t& written, uint32_t& flushed) {
     uint32_t patience = MIN_PATIENCE;
     for (;;) {
         move_window(segment, position, false);
@@ -436,16 +435,17 @@ __device__ bool inflate(Segment& segment, Shared& s) {
         move_window(segment, position, false);
         if (threadIdx.x < 32) read_header(segment, position, has_fixed, s);
         __syncthreads();
-        uint32_t kind = s.kind;
+        uint32_t kind = s.kind, stored_bytes = s.stored_bytes;
         position = s.position;
         is_last = s.is_last;
+        __syncthreads(); // before anybody writes them again
         if (kind == INVALID) return false;
         if (kind == STORED) {
-            if (!copy_stored(segment, s.stored_bytes, position, written, flushed)) return false;
+            if (!copy_stored(segment, stored_bytes, position, written, flushed)) return false;
         } else {
             if (!(kind == FIXED && has_fixed) && !make_tables(s)) return false;
             has_fixed = kind == FIXED;
-            if (!decode_block(segment, s, position, written, flushed)) return false;
+            if (!decode_block(segment, s, kind == FIXED, position, written, flushed)) return false;
         }
         __syncthreads();
     } while (!is_last);
