@@ -2,6 +2,9 @@
 //! time; and what it does that to where there is no model: a plan and caches of any shape.
 
 mod coefficients;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod deflate;
 mod ideal;
 mod product;
 #[doc(hidden)]

@@ -1,0 +1,3 @@
+//! Stages on an NVIDIA GPU.
+
+pub(crate) mod deflate;
