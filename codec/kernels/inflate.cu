@@ -2,15 +2,18 @@
 //
 // A Huffman stream has to be decoded from its start, but a decoder that starts anywhere falls into step with it after a few symbols.
 // So every thread decodes SPAN bits from where it guesses a symbol to start; then each compares its start with the end that its
-// predecessor found, and decodes again where they differ, until the chain holds. That works for literals. Whatever else comes
-// (references, ends of blocks, damage) is decoded by the first warp, one symbol after the other.
+// predecessor found, and decodes again where they differ, until the chain holds. Then places in the output are known and are written to;
+// references that may reach what another thread writes, and long ones, are left to the first warp. It also decodes, one symbol after the
+// other, whatever stops the threads: ends of blocks, damage, very long output.
 #include "canonical.cuh"
 
 constexpr uint32_t THREADS = 128;
 constexpr uint32_t SPAN = 128;           // bits
 constexpr uint32_t ROUNDS = 8;           // of mending before what holds is taken
-constexpr uint32_t MIN_PATIENCE = 32;    // literals in a row after which the threads try together again
-constexpr uint32_t MAX_PATIENCE = 1024;
+constexpr uint32_t ROUND_BYTES = 16384;  // of output, and references, of all threads at a time
+constexpr uint32_t ROUND_MATCHES = 512;
+constexpr uint32_t OWN_MATCH = 16;       // bytes of a reference that a thread copies alone
+constexpr uint32_t ALONE_SYMBOLS = 32;   // decoded one by one before the threads try together again
 constexpr uint32_t FLUSH_BYTES = 8192;   // decoded one by one before they are written out
 constexpr uint32_t SPARE_WORDS = THREADS * SPAN / 32 + 16; // what a round of all threads may look at
 constexpr uint32_t END = 256, LAST_LENGTH = 285, LAST_DISTANCE = 29, LITERALS = 288, DISTANCES = 32;
@@ -40,10 +43,12 @@ struct Shared {
     uint16_t lengths_table[128]; // of the code that codes lengths: symbol, bits << 8
     uint8_t lengths[LITERALS + DISTANCES + 160];
     uint32_t span_ends[THREADS];
-    uint32_t broken[THREADS / 32], stopped[THREADS / 32], sums[THREADS / 32];
+    uint32_t broken[THREADS / 32], stopped[THREADS / 32];
+    uint64_t sums[THREADS / 32];
+    uint2 matches[ROUND_MATCHES]; // left to the first warp: place from the round's start | length << 16, 0 for none; distance
     uint32_t kind, is_last, literal_count, distance_count, stored_bytes;
-    uint32_t position, written, outcome;
-    uint32_t literals_hold, distances_hold;
+    uint32_t position, written, outcome, match_count;
+    uint32_t literals_hold, distances_hold, is_bad;
 };
 
 // One segment. Positions are bits from `base`, the 4-byte boundary at or before its first byte.
@@ -242,39 +247,94 @@ __device__ bool copy_stored(const Segment& segment, uint32_t bytes, uint32_t& po
     return true;
 }
 
-// What a thread finds from its start up to the first symbol that starts at `limit` or later.
-struct Span {
-    uint32_t end, count;
-    bool is_stopped; // by a symbol that is not a literal, at `end`
+// A reference, read behind its length code; `length` is 0 where there is no such code.
+struct Match {
+    uint32_t length, distance;
 };
 
-// Decodes literals, and writes them where WRITES.
+__device__ __forceinline__ Match read_match(const Segment& segment, const Shared& s, Reader& reader, uint32_t symbol) {
+    if (symbol > LAST_LENGTH) return {0, 0};
+    uint32_t length = LENGTH_BASE[symbol - 257] + reader.take(LENGTH_EXTRA[symbol - 257]);
+    reader.refill(segment);
+    uint32_t code = s.distances[reader.held & ((1 << DISTANCE_BITS) - 1)];
+    code = code ? (code & 511) | (code >> 9) << 16 : find(s.distance_code, reader.held, DISTANCE_BITS);
+    reader.skip((code >> 16) & 15);
+    code &= 511;
+    if (code > LAST_DISTANCE) return {0, 0};
+    reader.refill(segment);
+    uint32_t extra = code < 4 ? 0 : code / 2 - 1;
+    return {length, (code < 4 ? code : (2 + (code & 1)) << extra) + 1 + reader.take(extra)};
+}
+
+// What a thread finds from its start up to the first symbol that starts at `limit` or later.
+struct Span {
+    uint32_t end, bytes, matches;
+    bool is_stopped; // at `end`, by the end of the block or something that is not valid
+};
+
+// Where a thread writes: `clean` is from where on it knows what lies there.
+struct Sink {
+    uint32_t round, place, clean;
+    uint2* matches;
+};
+
+// Copies a reference, or leaves it to the first warp. One thread.
+__device__ __forceinline__ void write_match(const Segment& segment, Shared& s, Sink& sink, uint32_t place, Match match) {
+    if (match.distance > place - segment.skew) s.is_bad = 1;
+    uint32_t from = place - match.distance;
+    bool is_known = from >= sink.clean || from + min(match.length, match.distance) <= sink.round;
+    if (s.is_bad || !is_known || match.length > OWN_MATCH) {
+        *sink.matches++ = {place - sink.round | match.length << 16, match.distance};
+        sink.clean = place + match.length;
+        return;
+    }
+    *sink.matches++ = {0, 0};
+    if (match.distance == 1) {
+        uint8_t byte = segment.at(from);
+        for (uint32_t i = 0; i < match.length; i++) segment.at(place + i) = byte;
+    } else {
+        for (uint32_t i = 0; i < match.length; i++) segment.at(place + i) = segment.at(from + i);
+    }
+}
+
+// Decodes, and writes where WRITES.
 template <bool WRITES>
-__device__ Span decode_span(const Segment& segment, const Shared& s, uint32_t start, uint32_t limit, uint32_t place) {
+__device__ __forceinline__ Span decode_span(const Segment& segment, Shared& s, uint32_t start, uint32_t limit, Sink sink) {
     Reader reader;
     reader.open(segment, start);
-    uint32_t position = start, count = 0;
-    while (position < limit) {
+    Span span = {start, 0, 0, false};
+    while (span.end < limit) {
         reader.refill(segment);
         uint32_t entry = s.literals[reader.held & ((1 << LITERAL_BITS) - 1)];
         if (entry >> 30 == 0) {
-            uint32_t symbol = is_long(entry) ? find(s.literal_code, reader.held, LITERAL_BITS) : entry;
-            if ((symbol & 511) >= END) return {position, count, true};
-            entry = literal_entry(symbol & 255, (symbol >> 16) & 15);
+            uint32_t symbol = is_long(entry) ? find(s.literal_code, reader.held, LITERAL_BITS) : entry, bits = (symbol >> 16) & 15;
+            if ((symbol & 511) >= END) {
+                reader.skip(bits);
+                Match match = (symbol & 511) == END ? Match{0, 0} : read_match(segment, s, reader, symbol & 511);
+                span.is_stopped = match.length == 0 || reader.position() > segment.end;
+                if (span.is_stopped) break;
+                if (WRITES) write_match(segment, s, sink, sink.place + span.bytes, match);
+                span.end = reader.position();
+                span.bytes += match.length;
+                span.matches++;
+                continue;
+            }
+            entry = literal_entry(symbol & 255, bits);
         }
         // The second only where it starts before the limit: ends are then the same on every way that leads here.
-        bool has_two = entry >> 31 && position + first_bits(entry) < limit;
+        bool has_two = entry >> 31 && span.end + first_bits(entry) < limit;
         uint32_t bits = has_two ? all_bits(entry) : first_bits(entry);
-        if (position + bits > segment.end) return {position, count, true};
+        span.is_stopped = span.end + bits > segment.end;
+        if (span.is_stopped) break;
         if (WRITES) {
-            segment.at(place + count) = entry;
-            if (has_two) segment.at(place + count + 1) = entry >> 8;
+            segment.at(sink.place + span.bytes) = entry;
+            if (has_two) segment.at(sink.place + span.bytes + 1) = entry >> 8;
         }
-        count += has_two ? 2 : 1;
-        position += bits;
+        span.bytes += has_two ? 2 : 1;
+        span.end += bits;
         reader.skip(bits);
     }
-    return {position, count, false};
+    return span;
 }
 
 __device__ uint32_t first_set(const uint32_t* masks) {
@@ -284,53 +344,17 @@ __device__ uint32_t first_set(const uint32_t* masks) {
     return first;
 }
 
-// Sum of `value` over the threads before this one, and over all.
-__device__ uint2 sum_before(uint32_t value, uint32_t* sums) {
-    uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32, sum = value;
+// Sum of `value` over this thread and those before it.
+__device__ uint64_t sum_until(uint64_t value, uint64_t* sums) {
+    uint32_t lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     for (uint32_t step = 1; step < 32; step *= 2) {
-        uint32_t other = __shfl_up_sync(~0u, sum, step);
-        if (lane >= step) sum += other;
+        uint64_t other = __shfl_up_sync(~0u, value, step);
+        if (lane >= step) value += other;
     }
-    if (lane == 31) sums[warp] = sum;
+    if (lane == 31) sums[warp] = value;
     __syncthreads();
-    uint32_t before = 0, total = 0;
-    for (uint32_t i = 0; i < THREADS / 32; i++) {
-        if (i < warp) before += sums[i];
-        total += sums[i];
-    }
-    return {before + sum - value, total};
-}
-
-// Literals from `position` on, by all threads together. `outcome` is PAUSED, also where another symbol stopped them: then `stopped`.
-__device__ Outcome decode_together(const Segment& segment, Shared& s, uint32_t& position, uint32_t& written, bool& is_stopped) {
-    uint32_t thread = threadIdx.x, warp = thread / 32;
-    uint32_t start = position + thread * SPAN, limit = start + SPAN, broken, stopped;
-    Span span = decode_span<false>(segment, s, start, limit, 0);
-    for (uint32_t round = 0;; round++) {
-        s.span_ends[thread] = span.is_stopped ? limit : span.end;
-        __syncthreads();
-        uint32_t right_start = thread == 0 ? position : s.span_ends[thread - 1];
-        uint32_t breaks = __ballot_sync(~0u, right_start != start), stops = __ballot_sync(~0u, span.is_stopped);
-        if ((thread & 31) == 0) s.broken[warp] = breaks, s.stopped[warp] = stops;
-        __syncthreads();
-        broken = first_set(s.broken);
-        stopped = first_set(s.stopped);
-        if (broken > stopped || broken == THREADS || round == ROUNDS) break;
-        if (right_start != start) {
-            start = right_start;
-            span = decode_span<false>(segment, s, start, limit, 0);
-        }
-    }
-    is_stopped = stopped < broken;
-    uint32_t taken = is_stopped ? stopped + 1 : broken;
-    uint2 sum = sum_before(thread < taken ? span.count : 0, s.sums);
-    if (sum.y > segment.out_end - written) return FAILED;
-    if (thread < taken) decode_span<true>(segment, s, start, is_stopped && thread == stopped ? span.end : limit, written + sum.x);
-    if (thread == taken - 1) s.position = span.end;
-    written += sum.y;
-    __syncthreads();
-    position = s.position;
-    return PAUSED;
+    for (uint32_t i = 0; i < warp; i++) value += sums[i];
+    return value;
 }
 
 // A reference: `length` bytes from `distance` back. The first warp.
@@ -346,54 +370,100 @@ __device__ void copy_match(const Segment& segment, uint32_t written, uint32_t le
     __syncwarp();
 }
 
-// Symbols one by one until the block ends, or `patience` literals came in a row, or enough waits to be written. The first warp.
-__device__ void decode_alone(const Segment& segment, Shared& s, uint32_t position, uint32_t written, uint32_t patience) {
+// References of a round that the threads left. The first warp.
+__device__ void copy_matches(const Segment& segment, const Shared& s, uint32_t round, uint32_t count) {
+    for (uint32_t first = 0; first < count; first += 32) {
+        uint2 mine = first + threadIdx.x < count ? s.matches[first + threadIdx.x] : uint2{0, 0};
+        uint32_t left = __ballot_sync(~0u, mine.x != 0);
+        for (; left; left &= left - 1) {
+            uint32_t lane = __ffs(left) - 1, at = __shfl_sync(~0u, mine.x, lane), distance = __shfl_sync(~0u, mine.y, lane);
+            copy_match(segment, round + (at & 0xffff), at >> 16, distance);
+        }
+    }
+}
+
+// Finds each thread's span from `position` on: the last argument is where this one's starts. How many of them hold, and whether the last
+// of these was stopped.
+__device__ __forceinline__ uint2 find_spans(const Segment& segment, Shared& s, uint32_t position, Span& span, uint32_t& start) {
+    uint32_t thread = threadIdx.x, warp = thread / 32, broken, stopped;
+    start = position + thread * SPAN;
+    uint32_t limit = start + SPAN;
+    span = decode_span<false>(segment, s, start, limit, {});
+    for (uint32_t round = 0;; round++) {
+        s.span_ends[thread] = span.is_stopped ? limit : span.end;
+        __syncthreads();
+        uint32_t right_start = thread == 0 ? position : s.span_ends[thread - 1];
+        uint32_t breaks = __ballot_sync(~0u, right_start != start), stops = __ballot_sync(~0u, span.is_stopped);
+        if ((thread & 31) == 0) s.broken[warp] = breaks, s.stopped[warp] = stops;
+        __syncthreads();
+        broken = first_set(s.broken);
+        stopped = first_set(s.stopped);
+        if (broken > stopped || broken == THREADS || round == ROUNDS) break;
+        if (right_start != start) {
+            start = right_start;
+            span = decode_span<false>(segment, s, start, limit, {});
+        }
+    }
+    return {stopped < broken ? stopped + 1 : broken, stopped < broken};
+}
+
+// Symbols from `position` on, by all threads together; `is_stopped` where only one warp gets on. False where something is not valid.
+__device__ __forceinline__ bool decode_together(const Segment& segment, Shared& s, uint32_t& position, uint32_t& written, bool& is_stopped) {
+    uint32_t thread = threadIdx.x, start;
+    Span span;
+    uint2 found = find_spans(segment, s, position, span, start);
+    uint64_t mine = thread < found.x ? min(span.bytes, ROUND_BYTES + 1) | (uint64_t)span.matches << 32 : 0;
+    uint64_t sum = sum_until(mine, s.sums);
+    bool fits = (uint32_t)sum <= ROUND_BYTES && sum >> 32 <= ROUND_MATCHES;
+    uint32_t taken = __syncthreads_count(thread < found.x && fits);
+    is_stopped = taken == 0 || (found.y && taken == found.x);
+    if (taken == 0) return true;
+    if (thread == taken - 1) {
+        s.position = span.end;
+        s.written = written + (uint32_t)sum;
+        s.match_count = sum >> 32;
+    }
+    __syncthreads();
+    if (s.written > segment.out_end) return false;
+    if (thread < taken) {
+        uint64_t before = sum - mine;
+        uint32_t place = written + (uint32_t)before, limit = position + (thread + 1) * SPAN;
+        decode_span<true>(segment, s, start, span.is_stopped ? span.end : limit, {written, place, place, s.matches + (before >> 32)});
+    }
+    __syncthreads();
+    if (s.is_bad) return false;
+    if (thread < 32) copy_matches(segment, s, written, s.match_count);
+    position = s.position;
+    written = s.written;
+    return true;
+}
+
+// Symbols one by one: some, or until the block ends. The first warp.
+__device__ void decode_alone(const Segment& segment, Shared& s, uint32_t position, uint32_t written) {
     Reader reader;
     reader.open(segment, position);
-    Outcome outcome = FAILED;
-    uint32_t row = 0, pause = written + FLUSH_BYTES;
-    for (;;) {
-        if (row >= patience || written >= pause) { outcome = PAUSED; break; }
+    Outcome outcome = PAUSED;
+    for (uint32_t symbols = 0; symbols < ALONE_SYMBOLS && outcome == PAUSED; symbols++) {
         reader.refill(segment);
-        uint32_t entry = s.literals[reader.held & ((1 << LITERAL_BITS) - 1)], count = entry >> 30;
-        if (count == 0) {
-            uint32_t symbol = is_long(entry) ? find(s.literal_code, reader.held, LITERAL_BITS) : entry;
-            if ((symbol & 511) < END) {
-                entry = literal_entry(symbol & 255, (symbol >> 16) & 15);
-                count = 1;
-            } else {
-                reader.skip((symbol >> 16) & 15);
-                symbol &= 511;
-                if (symbol == END) {
-                    if (reader.position() <= segment.end) outcome = ENDED;
-                    break;
-                }
-                if (symbol > LAST_LENGTH) break;
-                uint32_t length = LENGTH_BASE[symbol - 257] + reader.take(LENGTH_EXTRA[symbol - 257]);
-                reader.refill(segment);
-                uint32_t code = s.distances[reader.held & ((1 << DISTANCE_BITS) - 1)];
-                code = code ? (code & 511) | (code >> 9) << 16 : find(s.distance_code, reader.held, DISTANCE_BITS);
-                reader.skip((code >> 16) & 15);
-                code &= 511;
-                if (code > LAST_DISTANCE) break;
-                reader.refill(segment);
-                uint32_t extra = code < 4 ? 0 : code / 2 - 1;
-                uint32_t distance = (code < 4 ? code : (2 + (code & 1)) << extra) + 1 + reader.take(extra);
-                if (reader.position() > segment.end || distance > written - segment.skew || length > segment.out_end - written) break;
-                copy_match(segment, written, length, distance);
-                written += length;
-                row = 0;
-                continue;
-            }
+        uint32_t entry = s.literals[reader.held & ((1 << LITERAL_BITS) - 1)], symbol = entry;
+        if (is_long(entry)) symbol = find(s.literal_code, reader.held, LITERAL_BITS);
+        bool is_literal = entry >> 30 != 0 || (symbol & 511) < END;
+        uint32_t bytes = 1;
+        Match match = {0, 0};
+        reader.skip((symbol >> 16) & 15);
+        if (!is_literal && (symbol & 511) == END) {
+            outcome = ENDED;
+            bytes = 0;
+        } else if (!is_literal) {
+            match = read_match(segment, s, reader, symbol & 511);
+            bytes = match.length;
+            if (bytes == 0 || match.distance > written - segment.skew) outcome = FAILED;
         }
-        reader.skip(all_bits(entry));
-        if (reader.position() > segment.end || count > segment.out_end - written) break;
-        if (threadIdx.x == 0) {
-            segment.at(written) = entry;
-            if (count == 2) segment.at(written + 1) = entry >> 8;
-        }
-        written += count;
-        row += count;
+        if (reader.position() > segment.end || bytes > segment.out_end - written) outcome = FAILED;
+        if (outcome == FAILED) break;
+        if (is_literal && threadIdx.x == 0) segment.at(written) = symbol;
+        if (match.length > 0) copy_match(segment, written, match.length, match.distance);
+        written += bytes;
     }
     if (threadIdx.x == 0) {
         s.position = reader.position();
@@ -404,25 +474,22 @@ __device__ void decode_alone(const Segment& segment, Shared& s, uint32_t positio
 
 // A block's symbols, one by one first where `is_alone`. All threads.
 __device__ bool decode_block(Segment& segment, Shared& s, bool is_alone, uint32_t& position, uint32_t& written, uint32_t& flushed) {
-    uint32_t patience = MIN_PATIENCE;
     for (;;) {
         move_window(segment, position, false);
-        uint32_t before = written;
-        if (is_alone) {
-            if (threadIdx.x < 32) decode_alone(segment, s, position, written, patience);
-            __syncthreads();
-            position = s.position;
-            written = s.written;
-            uint32_t outcome = s.outcome;
-            if (outcome == FAILED) return false;
+        if (!is_alone) {
+            if (!decode_together(segment, s, position, written, is_alone)) return false;
             flushed = flush(segment, flushed, written, false);
-            if (outcome == ENDED) return true;
-            is_alone = written - before >= FLUSH_BYTES && patience > MIN_PATIENCE;
-        } else {
-            if (decode_together(segment, s, position, written, is_alone) == FAILED) return false;
-            flushed = flush(segment, flushed, written, false);
-            if (is_alone) patience = written - before < 4 * patience ? min(2 * patience, MAX_PATIENCE) : MIN_PATIENCE;
+            continue;
         }
+        if (threadIdx.x < 32) decode_alone(segment, s, position, written);
+        __syncthreads();
+        position = s.position;
+        written = s.written;
+        uint32_t outcome = s.outcome;
+        if (outcome == FAILED) return false;
+        flushed = flush(segment, flushed, written, false);
+        if (outcome == ENDED) return true;
+        is_alone = false;
     }
 }
 
@@ -430,6 +497,7 @@ __device__ bool decode_block(Segment& segment, Shared& s, bool is_alone, uint32_
 __device__ bool inflate(Segment& segment, Shared& s) {
     uint32_t position = segment.first_byte * 8, written = segment.skew, flushed = written;
     bool has_fixed = false, is_last;
+    if (threadIdx.x == 0) s.is_bad = 0;
     move_window(segment, position, true);
     do {
         move_window(segment, position, false);
@@ -453,8 +521,9 @@ __device__ bool inflate(Segment& segment, Shared& s) {
     return written == segment.out_end && (position + 7) / 8 == segment.end_byte;
 }
 
-// Grid [segments], THREADS threads; dynamic shared memory: window_words u32, then history bytes (segment_bytes + 16, or the 32 KiB that references reach back).
-extern "C" __global__ void __launch_bounds__(THREADS) inflate_segments(InflateJob job) {
+// Grid [segments], THREADS threads, four blocks of which a multiprocessor has room for; dynamic shared memory: window_words u32, then history bytes (segment_bytes + 16, or 64 KiB: the half that
+// references reach back and room for a round).
+extern "C" __global__ void __launch_bounds__(THREADS, 4) inflate_segments(InflateJob job) {
     __shared__ Shared s;
     extern __shared__ __align__(16) uint8_t dynamic[];
     uint32_t i = blockIdx.x;

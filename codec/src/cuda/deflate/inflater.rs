@@ -18,8 +18,8 @@ const THREADS: u32 = 128;
 const SPARE_WORDS: usize = 528;
 /// Coded bytes that are held in shared memory at once, in words: all of a segment of the usual size.
 const MAX_WINDOW_WORDS: usize = 4_608;
-/// How far references reach back.
-const HISTORY_BYTES: usize = 32 * 1024;
+/// Output that is held there: the 32 KiB that references reach back, and as much again for what is being written.
+const HISTORY_BYTES: usize = 64 * 1024;
 /// No segment is bad.
 const NONE: u32 = u32::MAX;
 
