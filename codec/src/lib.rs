@@ -9,7 +9,7 @@ pub mod batch;
 mod coding;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)] // launches; every block says why it holds
-mod cuda;
+pub mod cuda;
 mod decode;
 mod encode;
 mod error;

@@ -19,10 +19,11 @@ mod kernels;
 mod page_map;
 mod pages;
 mod pinned;
+mod transfer;
 
 pub use cudarc::driver::{
     CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
-    DeviceRepr, LaunchConfig, PushKernelArg, sys::CUdeviceptr,
+    DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits, sys::CUdeviceptr,
 };
 pub use device::Device;
 pub use error::{Error, Result};
@@ -32,3 +33,4 @@ pub use kernels::Kernels;
 pub use page_map::PageMap;
 pub use pages::{KvPages, KvPool, KvShape, KvView, PAGE_TOKENS};
 pub use pinned::Pinned;
+pub use transfer::copy_on_device;
