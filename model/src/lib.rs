@@ -11,6 +11,9 @@
 mod attention;
 mod block;
 mod config;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)] // launches of kernels; every block says why it holds
+mod cuda;
 mod error;
 mod kv_cache;
 mod linear;
@@ -23,6 +26,8 @@ mod weights;
 
 pub use attention::ReceivedAttention;
 pub use config::{Config, Llama3Scaling, Rope};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary};
 pub use error::{Error, Result};
 pub use kv_cache::{KvCache, KvElement};
 pub use llama::{Llama, LogitsOf, Sequence};
