@@ -24,7 +24,7 @@ struct Draw {
 
 // Bits that order as the floats do.
 __device__ __forceinline__ uint32_t ordered(float x) {
-    uint32_t bits = __float_as_uint(x);
+    uint32_t bits = __float_as_uint(x + 0.0f); // -0 becomes 0: they weigh the same
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 

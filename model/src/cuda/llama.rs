@@ -6,6 +6,7 @@ use std::sync::Arc;
 use gpu::{CudaStream, Device, Gemm, KvShape};
 
 use super::attention::AttentionKernels;
+use super::decode::Steps;
 use super::head::Head;
 use super::rope::CudaRope;
 use super::rows::RowKernels;
@@ -32,6 +33,7 @@ pub struct CudaLlama {
     pub(crate) head: Head,
     pub(crate) workspace: Workspace,
     vocabulary: CudaVocabulary,
+    pub(crate) steps: Option<Steps>,
 }
 
 impl std::fmt::Debug for CudaLlama {
@@ -77,6 +79,7 @@ impl CudaLlama {
             head: Head::new(device, &stream, config.vocab_size)?,
             workspace: Workspace::new(device, &stream, &config, max_chunk)?,
             vocabulary: CudaVocabulary::new(device, &weights, config.rms_norm_eps)?,
+            steps: None,
             device: device.clone(),
             config,
             fingerprint,
