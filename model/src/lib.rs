@@ -13,7 +13,7 @@ mod block;
 mod config;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)] // launches of kernels; every block says why it holds
-mod cuda;
+pub mod cuda;
 mod error;
 mod kv_cache;
 mod linear;
@@ -27,7 +27,7 @@ mod weights;
 pub use attention::ReceivedAttention;
 pub use config::{Config, Llama3Scaling, Rope};
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary, Step};
+pub use cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary, Stage, Step};
 pub use error::{Error, Result};
 pub use kv_cache::{KvCache, KvElement};
 pub use llama::{Llama, LogitsOf, Sequence};

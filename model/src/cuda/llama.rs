@@ -8,8 +8,10 @@ use gpu::{CudaStream, Device, Gemm, KvShape};
 use super::attention::AttentionKernels;
 use super::decode::Steps;
 use super::head::Head;
+use super::received::ReceivedKernels;
 use super::rope::CudaRope;
 use super::rows::RowKernels;
+use super::timeline::Timeline;
 use super::vocabulary::CudaVocabulary;
 use super::weights::{CudaWeights, check_supported};
 use super::workspace::Workspace;
@@ -30,8 +32,10 @@ pub struct CudaLlama {
     pub(crate) gemm: Gemm,
     pub(crate) rows: RowKernels,
     pub(crate) attention: AttentionKernels,
+    pub(crate) received: ReceivedKernels,
     pub(crate) head: Head,
     pub(crate) workspace: Workspace,
+    pub(crate) timeline: Option<Timeline>,
     vocabulary: CudaVocabulary,
     pub(crate) steps: Option<Steps>,
 }
@@ -57,6 +61,20 @@ impl CudaLlama {
         Self::new(device, stream, config, weights, files.fingerprint()?, max_chunk)
     }
 
+    /// A model of `config`'s shape with random weights, normal with deviation 0.02, that depend on the seed alone: what it says is noise,
+    /// but it takes the time of a real one. Its fingerprint is the seed.
+    ///
+    /// # Errors
+    /// When the kernels are not made for the model's dimensions; [`gpu::Error::OutOfMemory`].
+    pub fn random(device: &Device, config: Config, seed: u64, max_chunk: usize) -> Result<Self> {
+        check_supported(&config)?;
+        let stream = device.stream()?;
+        let weights = CudaWeights::random(device, &stream, &config, seed)?;
+        let mut fingerprint = [0; 16];
+        fingerprint[..8].copy_from_slice(&seed.to_le_bytes());
+        Self::new(device, stream, config, weights, fingerprint, max_chunk)
+    }
+
     fn new(
         device: &Device,
         stream: Arc<CudaStream>,
@@ -75,11 +93,13 @@ impl CudaLlama {
             rope: CudaRope::upload(device, &stream, &table)?,
             gemm: Gemm::new(device, &stream)?,
             rows: RowKernels::load(device, &stream)?,
-            attention: AttentionKernels::load(device, &stream)?,
+            attention: AttentionKernels::load(device, &stream, config.head_dim)?,
+            received: ReceivedKernels::load(device, config.head_dim)?,
             head: Head::new(device, &stream, config.vocab_size)?,
             workspace: Workspace::new(device, &stream, &config, max_chunk)?,
             vocabulary: CudaVocabulary::new(device, &weights, config.rms_norm_eps)?,
             steps: None,
+            timeline: None,
             device: device.clone(),
             config,
             fingerprint,

@@ -10,9 +10,11 @@ mod head;
 mod linear;
 mod llama;
 mod prompt;
+mod random;
 mod received;
 mod rope;
 mod rows;
+mod timeline;
 mod upload;
 mod vocabulary;
 mod weights;
@@ -22,4 +24,13 @@ pub use cache::CudaCache;
 pub use decode::Step;
 pub use llama::CudaLlama;
 pub use received::CudaReceived;
+pub use timeline::Stage;
 pub use vocabulary::CudaVocabulary;
+
+/// The kernels themselves, for tests that compare each with its CPU twin.
+#[doc(hidden)]
+pub mod kernels {
+    pub use super::attention::{AttentionKernels, Queries};
+    pub use super::rope::CudaRope;
+    pub use super::rows::RowKernels;
+}

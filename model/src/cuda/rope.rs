@@ -9,14 +9,14 @@ use crate::rope::RopeTable;
 
 /// [`RopeTable`], each `[positions, head_dim / 2]` f32, row-major.
 #[derive(Debug)]
-pub(crate) struct CudaRope {
+pub struct CudaRope {
     pub(crate) cos: CudaSlice<f32>,
     pub(crate) sin: CudaSlice<f32>,
     positions: usize,
 }
 
 impl CudaRope {
-    pub(crate) fn upload(device: &Device, stream: &Arc<CudaStream>, table: &RopeTable) -> Result<Self> {
+    pub fn upload(device: &Device, stream: &Arc<CudaStream>, table: &RopeTable) -> Result<Self> {
         let (cos, sin) = table.tables();
         Ok(Self {
             cos: device.upload(stream, "the table of cosines", cos)?,
@@ -26,7 +26,7 @@ impl CudaRope {
     }
 
     /// Positions the tables cover.
-    pub(crate) fn positions(&self) -> usize {
+    pub fn positions(&self) -> usize {
         self.positions
     }
 }

@@ -16,7 +16,7 @@ const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin"));
 const THREADS: u32 = 256;
 
 /// The kernels, on one stream.
-pub(crate) struct RowKernels {
+pub struct RowKernels {
     stream: Arc<CudaStream>,
     embed: CudaFunction,
     rms_norm: CudaFunction,
@@ -25,7 +25,7 @@ pub(crate) struct RowKernels {
 }
 
 impl RowKernels {
-    pub(crate) fn load(device: &Device, stream: &Arc<CudaStream>) -> Result<Self> {
+    pub fn load(device: &Device, stream: &Arc<CudaStream>) -> Result<Self> {
         let kernels = Kernels::load(device, "rows", FATBIN)?;
         Ok(Self {
             stream: Arc::clone(stream),
@@ -37,7 +37,7 @@ impl RowKernels {
     }
 
     /// `x` `[tokens, hidden]` = the embeddings of `ids` `[tokens]`, `table` being `[vocab, hidden]`.
-    pub(crate) fn embed(
+    pub fn embed(
         &self,
         ids: &CudaView<'_, u32>,
         table: &CudaSlice<bf16>,
@@ -54,7 +54,7 @@ impl RowKernels {
     }
 
     /// `out` `[rows, hidden]` = RMSNorm of `x` `[rows, hidden]` with `weight` `[hidden]`.
-    pub(crate) fn rms_norm(
+    pub fn rms_norm(
         &self,
         x: &CudaView<'_, f32>,
         weight: &CudaSlice<f32>,
@@ -72,7 +72,7 @@ impl RowKernels {
 
     /// Turns the queries of `qkv` `[tokens, heads + 2 * kv_heads, head_dim]` in place, and moves turned keys and values to `layer` of the
     /// cache, from token `position` on.
-    pub(crate) fn rotate_and_store(
+    pub fn rotate_and_store(
         &self,
         qkv: &mut CudaViewMut<'_, bf16>,
         rope: &CudaRope,
@@ -92,7 +92,7 @@ impl RowKernels {
     }
 
     /// `out` `[rows, width]` = silu(gate) * up of `gate_up` `[rows, gate | up, width]`.
-    pub(crate) fn swiglu(
+    pub fn swiglu(
         &self,
         gate_up: &CudaView<'_, bf16>,
         width: usize,

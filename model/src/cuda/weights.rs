@@ -66,6 +66,15 @@ impl CudaWeights {
         })
     }
 
+    pub(crate) fn assemble(
+        embedding: Matrix,
+        blocks: Vec<CudaBlock>,
+        norm: CudaSlice<f32>,
+        untied_head: Option<Matrix>,
+    ) -> Self {
+        Self { embedding, blocks, norm, untied_head }
+    }
+
     /// The output projection, hidden -> vocab.
     pub(crate) fn head(&self) -> &Matrix {
         self.untied_head.as_ref().unwrap_or(&self.embedding)

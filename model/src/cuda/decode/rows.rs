@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use gpu::{Argument, CUdeviceptr, CudaFunction, CudaStream, Device, Kernels, Launch};
 
+use super::buffers::pointer;
 use super::linear::{Attend, Residual};
 use crate::cuda::weights::Matrix;
 use crate::error::Result;
-
-use super::buffers::pointer;
 
 const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_rows.fatbin"));
 /// Of a block, which works on one row.

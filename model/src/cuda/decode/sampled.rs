@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use gpu::{Argument, CudaFunction, CudaSlice, CudaStream, Device, DeviceRepr, Kernels, Launch, Pinned};
+use gpu::{Argument, CudaFunction, CudaSlice, CudaStream, Device, Kernels, Launch, Pinned};
 
+use super::buffers::pointer;
 use crate::error::Result;
 use crate::sampling::{Candidates, Sampling};
 
@@ -91,8 +92,8 @@ impl Sampler {
         let vocab = self.vocab as u32;
         let launch = Launch { function, grid: (PARTS, rows), threads: THREADS, shared: 0, early: false };
         let [logits, draws, found] =
-            [super::buffers::pointer(logits), super::buffers::pointer(&self.draws), super::buffers::pointer(&self.found)];
-        let tokens = tokens.map(super::buffers::pointer);
+            [pointer(logits), pointer(&self.draws), pointer(&self.found)];
+        let tokens = tokens.map(pointer);
         let mut arguments = vec![Argument::of(&logits), Argument::of(&vocab)];
         arguments.extend(tokens.as_ref().map(Argument::of));
         arguments.extend([Argument::of(&draws), Argument::of(&found)]);
