@@ -54,8 +54,11 @@ fn measure(
             cache.set_len(context)?;
         }
         for _ in 0..STEPS {
-            let mut steps: Vec<_> =
-                caches.iter_mut().zip(&tokens).map(|(cache, token)| Step { cache, token: *token, sampling }).collect();
+            let mut steps: Vec<_> = caches
+                .iter_mut()
+                .zip(&tokens)
+                .map(|(cache, token)| Step { cache, token: *token, sampling })
+                .collect();
             let began = Instant::now();
             tokens = model.step(&mut steps)?;
             times.push(began.elapsed().as_secs_f64());

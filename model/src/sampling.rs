@@ -202,7 +202,9 @@ mod tests {
     #[test]
     fn candidates_draw_what_the_row_draws() {
         let logits: Vec<f32> = (0..2000).map(|i| ((i * 7919) % 1999) as f32 / 150.0).collect();
-        for (top_k, top_p) in [(0, 1.0), (0, 0.9), (0, 0.3), (1, 1.0), (40, 0.95), (40, 1.0), (600, 0.5), (5000, 0.7)] {
+        for (top_k, top_p) in
+            [(0, 1.0), (0, 0.9), (0, 0.3), (1, 1.0), (40, 0.95), (40, 1.0), (600, 0.5), (5000, 0.7)]
+        {
             for temperature in [0.0, 0.05, 0.7, 1.0, 2.0] {
                 let sampling = Sampling { temperature, top_p, top_k, seed: 11 };
                 for count in [100, 500, 2000] {
@@ -215,7 +217,10 @@ mod tests {
                     }
                     // Most of the mass lies in the first hundreds, and all of it in all.
                     let enough = count == 2000 || (top_k <= count && top_k > 0) || temperature < 0.1;
-                    assert!(told == 100 || !enough && (top_p < 1.0 || told > 10), "{sampling:?} {count}: {told}");
+                    assert!(
+                        told == 100 || !enough && (top_p < 1.0 || told > 10),
+                        "{sampling:?} {count}: {told}"
+                    );
                 }
             }
         }

@@ -51,7 +51,9 @@ fn greedy(cache: &mut CudaCache, token: u32) -> Step<'_> {
 
 fn cpu_logits(tokens: &[u32]) -> Vec<f32> {
     let mut cache = KvCache::<bf16>::new(cpu().config(), tokens.len());
-    cpu().forward(&mut [Sequence { cache: &mut cache, tokens, received: None }], LogitsOf::EveryToken).unwrap()
+    cpu()
+        .forward(&mut [Sequence { cache: &mut cache, tokens, received: None }], LogitsOf::EveryToken)
+        .unwrap()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -62,7 +64,8 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// `|a - b| / |b|`
 fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let norm =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
 }
 
@@ -113,7 +116,8 @@ fn a_step_equals_the_cpus_at_odd_lengths_and_page_borders() {
         .collect();
     for ahead in 0..3 {
         for count in [1, 3, 8, 13, 17] {
-            let mut batch: Vec<_> = caches.iter_mut().zip(lengths).map(|(c, n)| greedy(c, tokens[n + ahead])).collect();
+            let mut batch: Vec<_> =
+                caches.iter_mut().zip(lengths).map(|(c, n)| greedy(c, tokens[n + ahead])).collect();
             let batch = &mut batch[17 - count..];
             let next = model.step(batch).unwrap();
             for (row, len) in lengths[17 - count..].iter().enumerate() {
@@ -155,7 +159,8 @@ fn steps_equal_the_prompt_pass_for_other_shapes() {
             let lengths: Vec<_> = (0..count).map(|i| 1 + (i * 389 + 977) % 1050).collect();
             let mut caches: Vec<_> =
                 lengths.iter().map(|len| filled(&mut model, &pool, &tokens[..*len], 1)).collect();
-            let mut batch: Vec<_> = caches.iter_mut().zip(&lengths).map(|(c, n)| greedy(c, tokens[*n])).collect();
+            let mut batch: Vec<_> =
+                caches.iter_mut().zip(&lengths).map(|(c, n)| greedy(c, tokens[*n])).collect();
             model.step(&mut batch).unwrap();
             let mut worst = 0f64;
             for (row, len) in lengths.iter().enumerate() {
@@ -164,7 +169,9 @@ fn steps_equal_the_prompt_pass_for_other_shapes() {
                 model.prefill(&mut caches[row], &tokens[..=*len], None).unwrap();
                 worst = worst.max(relative_difference(&logits, &model.logits().unwrap()));
             }
-            println!("{hidden} {heads}/{kv_heads}x{head_dim}, {count} sessions: relative difference {worst:.5}");
+            println!(
+                "{hidden} {heads}/{kv_heads}x{head_dim}, {count} sessions: relative difference {worst:.5}"
+            );
             assert!(worst < 0.02, "{hidden} {heads}/{kv_heads}x{head_dim}, {count} sessions: {worst}");
         }
     }
@@ -234,7 +241,15 @@ fn a_step_that_cannot_succeed_changes_nothing() {
     assert!(matches!(model.step(&mut batch), Err(Error::CacheFull { wanted: 65, capacity: 64 })));
     batch[0].token = 9000;
     assert!(model.step(&mut batch).is_err());
-    assert!(matches!(model.step(&mut batch[1..].iter_mut().map(|s| Step { cache: s.cache, token: 8192, sampling: s.sampling }).collect::<Vec<_>>()), Err(Error::Token { id: 8192, .. })));
+    assert!(matches!(
+        model.step(
+            &mut batch[1..]
+                .iter_mut()
+                .map(|s| Step { cache: s.cache, token: 8192, sampling: s.sampling })
+                .collect::<Vec<_>>()
+        ),
+        Err(Error::Token { id: 8192, .. })
+    ));
     drop(batch);
     assert_eq!(caches.iter().map(CudaCache::len).collect::<Vec<_>>(), lens);
     let mut others: Vec<_> = caches[1..].iter_mut().map(|cache| greedy(cache, tokens[63])).collect();
@@ -259,14 +274,23 @@ fn drawn_tokens_equal_the_cpus_draw_from_the_same_logits() {
             true => ready(CudaLlama::random(&Device::open(0).unwrap(), config, 3, 256).unwrap(), 4096, 12),
         };
         let mut samplings = Vec::new();
-        for (temperature, top_p, top_k) in
-            [(1.0, 1.0, 0), (1.0, 0.9, 0), (0.7, 0.95, 40), (1.5, 1.0, 2000), (0.01, 0.5, 0), (0.0, 1.0, 0), (3.0, 0.5, 1), (40.0, 1.0, 0), (0.3, 1e-6, 0), (1.0, 0.99, 5), (2.0, 0.999, 0)]
-        {
+        for (temperature, top_p, top_k) in [
+            (1.0, 1.0, 0),
+            (1.0, 0.9, 0),
+            (0.7, 0.95, 40),
+            (1.5, 1.0, 2000),
+            (0.01, 0.5, 0),
+            (0.0, 1.0, 0),
+            (3.0, 0.5, 1),
+            (40.0, 1.0, 0),
+            (0.3, 1e-6, 0),
+            (1.0, 0.99, 5),
+            (2.0, 0.999, 0),
+        ] {
             samplings.push(Sampling { temperature, top_p, top_k, seed: 1 + samplings.len() as u64 });
         }
-        let mut caches: Vec<_> = (0..samplings.len())
-            .map(|i| filled(&mut model, &pool, &tokens[..30 + 7 * i], 64))
-            .collect();
+        let mut caches: Vec<_> =
+            (0..samplings.len()).map(|i| filled(&mut model, &pool, &tokens[..30 + 7 * i], 64)).collect();
         let mut distinct = std::collections::BTreeSet::new();
         for round in 0..40 {
             let mut batch: Vec<_> = caches
@@ -277,7 +301,11 @@ fn drawn_tokens_equal_the_cpus_draw_from_the_same_logits() {
             let next = model.step(&mut batch).unwrap();
             for (row, sampling) in samplings.iter().enumerate() {
                 let logits = model.step_logits(row).unwrap();
-                assert_eq!(next[row], sampling.draw(&logits, caches[row].len()), "{sampling:?} in round {round}");
+                assert_eq!(
+                    next[row],
+                    sampling.draw(&logits, caches[row].len()),
+                    "{sampling:?} in round {round}"
+                );
                 distinct.insert(next[row]);
             }
         }

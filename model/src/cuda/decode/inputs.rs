@@ -76,8 +76,12 @@ impl Layout {
             for part in 0..parts {
                 let (start, end) = (part * each, (part * each + each).min(len));
                 let span = (first | parts << 16) as u32;
-                words[self.shares() + count * WIDTH..][..WIDTH]
-                    .copy_from_slice(&[at as u32, start as u32, end as u32, span]);
+                words[self.shares() + count * WIDTH..][..WIDTH].copy_from_slice(&[
+                    at as u32,
+                    start as u32,
+                    end as u32,
+                    span,
+                ]);
                 count += 1;
             }
         }

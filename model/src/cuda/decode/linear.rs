@@ -179,7 +179,9 @@ impl LinearKernels {
 
     /// Whether the kernels can multiply by these weights.
     pub(crate) fn fit(&self, weights: &Matrix) -> bool {
-        weights.inputs.is_multiple_of(PIECE) && weights.outputs.is_multiple_of(TILE) && self.rows_of(weights.inputs) > 0
+        weights.inputs.is_multiple_of(PIECE)
+            && weights.outputs.is_multiple_of(TILE)
+            && self.rows_of(weights.inputs) > 0
     }
 
     /// Blocks of a launch for `outputs` outputs.
@@ -216,7 +218,14 @@ impl LinearKernels {
         of(1).max(of(2))
     }
 
-    fn multiply<A: After>(&self, kernel: &Pair, weights: &Matrix, half: usize, rows: Rows, after: A) -> Result<()> {
+    fn multiply<A: After>(
+        &self,
+        kernel: &Pair,
+        weights: &Matrix,
+        half: usize,
+        rows: Rows,
+        after: A,
+    ) -> Result<()> {
         let (inputs, outputs) = (weights.inputs, weights.outputs);
         let at_once = self.rows_of(inputs);
         for row in (0..rows.count).step_by(at_once) {

@@ -47,7 +47,9 @@ impl CudaLlama {
             return Err(Error::InvalidArgument("a pool of another model's shape".into()));
         }
         if max_batch == 0 || max_batch >= 1 << 16 {
-            return Err(Error::InvalidArgument(format!("steps of {max_batch} sessions; 1 to 65535 are possible")));
+            return Err(Error::InvalidArgument(format!(
+                "steps of {max_batch} sessions; 1 to 65535 are possible"
+            )));
         }
         self.steps = None;
         let steps = Steps::new(&self.device, &self.stream, &self.config, &self.weights, pool, max_batch)?;

@@ -35,7 +35,13 @@ impl StepRows {
     }
 
     /// Starts the residual stream of `rows` rows with the vectors of the tokens in `step`.
-    pub(crate) fn embed(&self, rows: usize, step: CUdeviceptr, embedding: &Matrix, to: Residual) -> Result<()> {
+    pub(crate) fn embed(
+        &self,
+        rows: usize,
+        step: CUdeviceptr,
+        embedding: &Matrix,
+        to: Residual,
+    ) -> Result<()> {
         let (table, vocab, hidden) =
             (pointer(&embedding.data), embedding.outputs as u32, embedding.inputs as u32);
         // The first kernel of a step: there is a copy before it, which nothing may overtake.
@@ -71,7 +77,13 @@ impl StepRows {
     }
 
     /// `tokens` `[rows]` = the most likely by `logits` `[rows, vocab]`.
-    pub(crate) fn argmax(&self, rows: usize, logits: CUdeviceptr, vocab: usize, tokens: CUdeviceptr) -> Result<()> {
+    pub(crate) fn argmax(
+        &self,
+        rows: usize,
+        logits: CUdeviceptr,
+        vocab: usize,
+        tokens: CUdeviceptr,
+    ) -> Result<()> {
         let vocab = vocab as u32;
         let arguments = [Argument::of(&logits), Argument::of(&vocab), Argument::of(&tokens)];
         // SAFETY: these are the kernel's arguments; the buffers have the shapes that it is written for.

@@ -64,7 +64,12 @@ impl Sampler {
     }
 
     /// Queues the search for the draws' candidates in `logits` `[rows, vocab]`, of which `tokens` `[rows]` are the most likely.
-    pub(crate) fn find(&mut self, draws: &[Draw], logits: &CudaSlice<f32>, tokens: &CudaSlice<u32>) -> Result<()> {
+    pub(crate) fn find(
+        &mut self,
+        draws: &[Draw],
+        logits: &CudaSlice<f32>,
+        tokens: &CudaSlice<u32>,
+    ) -> Result<()> {
         if draws.is_empty() {
             return Ok(());
         }
@@ -91,8 +96,7 @@ impl Sampler {
     ) -> Result<()> {
         let vocab = self.vocab as u32;
         let launch = Launch { function, grid: (PARTS, rows), threads: THREADS, shared: 0, early: false };
-        let [logits, draws, found] =
-            [pointer(logits), pointer(&self.draws), pointer(&self.found)];
+        let [logits, draws, found] = [pointer(logits), pointer(&self.draws), pointer(&self.found)];
         let tokens = tokens.map(pointer);
         let mut arguments = vec![Argument::of(&logits), Argument::of(&vocab)];
         arguments.extend(tokens.as_ref().map(Argument::of));

@@ -18,7 +18,9 @@ use crate::error::{Error, Result};
 
 /// Most rows that go through the own linear kernels, which are bound by memory; above, cuBLASLt is quicker.
 const FEW: usize = 16;
-fn few_now() -> usize { std::env::var("FEW").map_or(FEW, |v| v.parse().unwrap_or(FEW)) }
+fn few_now() -> usize {
+    std::env::var("FEW").map_or(FEW, |v| v.parse().unwrap_or(FEW))
+}
 
 /// Made once for a model and a pool.
 pub(crate) struct Steps {
@@ -47,7 +49,9 @@ impl Steps {
     ) -> Result<Self> {
         let linear = LinearKernels::load(device, stream)?;
         let block_fits = weights.blocks.iter().all(|block| {
-            [&block.qkv, &block.output, &block.gate_up, &block.down].into_iter().all(|matrix| linear.fit(matrix))
+            [&block.qkv, &block.output, &block.gate_up, &block.down]
+                .into_iter()
+                .all(|matrix| linear.fit(matrix))
         });
         let few = if block_fits && linear.fit(weights.head()) { few_now() } else { 0 };
         let attention = DecodeAttention::load(device, stream, config)?;
