@@ -6,6 +6,7 @@ use std::sync::Arc;
 use gpu::{CudaStream, Device, Gemm, KvShape};
 
 use super::attention::AttentionKernels;
+use super::decode::Steps;
 use super::head::Head;
 use super::received::ReceivedKernels;
 use super::rope::CudaRope;
@@ -36,6 +37,7 @@ pub struct CudaLlama {
     pub(crate) workspace: Workspace,
     pub(crate) timeline: Option<Timeline>,
     vocabulary: CudaVocabulary,
+    pub(crate) steps: Option<Steps>,
 }
 
 impl std::fmt::Debug for CudaLlama {
@@ -96,6 +98,7 @@ impl CudaLlama {
             head: Head::new(device, &stream, config.vocab_size)?,
             workspace: Workspace::new(device, &stream, &config, max_chunk)?,
             vocabulary: CudaVocabulary::new(device, &weights, config.rms_norm_eps)?,
+            steps: None,
             timeline: None,
             device: device.clone(),
             config,

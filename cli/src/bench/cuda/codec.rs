@@ -143,8 +143,7 @@ impl Bench {
         let plan = self.synthetic.plan();
         let (layout, features) = (plan.layout().clone(), self.synthetic.features().context("no features")?);
         let shared = Some(Arc::clone(plan));
-        let encoder =
-            Encoder::new(layout.clone(), FINGERPRINT, shared.clone(), self.coding, self.ids.len())?;
+        let encoder = Encoder::new(layout.clone(), FINGERPRINT, shared.clone(), self.coding, self.ids.len())?;
         let encoder = encoder.predicting(Arc::clone(features), Arc::from(self.ids.as_slice()))?;
         let block = &self.blocks[0];
         let cpu = encoder.encode_with_shifts(block, Some(&self.shifts[..block.tokens]))?;
@@ -152,7 +151,8 @@ impl Bench {
         figures.put("size_over_zlib_6", codec::probe::over_zlib(&chunks[0], 6)?);
         let decoder = Decoder::new(layout, FINGERPRINT, shared, Limits::default())?;
         let decoder = decoder.predicting(Arc::clone(features));
-        let (ours, theirs) = (error(&decoder.decode(&chunks[0])?, block), error(&decoder.decode(&cpu)?, block));
+        let (ours, theirs) =
+            (error(&decoder.decode(&chunks[0])?, block), error(&decoder.decode(&cpu)?, block));
         figures.put("error_over_cpu", ours / theirs);
         Ok(())
     }
