@@ -23,13 +23,19 @@ impl Sampling {
     /// Always the most likely token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
 
+    /// Whether the most likely token is always taken.
+    #[must_use]
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0 || self.top_k == 1
+    }
+
     /// Draws the token that will stand at `position` of the sequence from `logits` `[vocab]`.
     ///
     /// # Panics
     /// When `logits` is empty.
     #[must_use]
     pub fn draw(&self, logits: &[f32], position: usize) -> u32 {
-        if self.temperature <= 0.0 || self.top_k == 1 {
+        if self.is_greedy() {
             return argmax(logits);
         }
         let kept = self.kept(logits);
@@ -119,7 +125,7 @@ mod candidates {
         pub(crate) fn draw_among(&self, candidates: &Candidates, position: usize) -> Option<u32> {
             let mut all = self.weights(candidates)?;
             let known = all.len();
-            if self.temperature <= 0.0 || self.top_k == 1 {
+            if self.is_greedy() {
                 return Some(all[0].0);
             }
             let k = if self.top_k == 0 { candidates.vocab } else { self.top_k.min(candidates.vocab) };

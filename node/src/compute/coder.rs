@@ -77,7 +77,7 @@ impl Importer {
             }
             #[cfg(feature = "cuda")]
             (Self::Device(importer), Cache::Device(cache)) => {
-                let tokens = importer.decode(chunk, cache, next).map_err(bad)?;
+                let tokens = importer.decode(chunk, cache).map_err(bad)?;
                 check(tokens.start, tokens.end)
             }
             #[cfg(feature = "cuda")]

@@ -6,10 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceTokenFeatures};
-use codec::{Coding, KvLayout, Limits, Plan};
+use codec::{CodecKind, Coding, KvLayout, Limits, Plan, importance};
 use gpu::{CUdeviceptr, CudaStream, KvPages, KvPool};
 use model::Config;
-use model::cuda::{CudaCache, CudaLlama, CudaVocabulary};
+use model::cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary};
 use transport::message::{Failure, FailureKind};
 
 use super::cache::Cache;
@@ -20,6 +20,8 @@ use crate::loaded::{LoadError, find_plan, layout};
 
 /// Tokens of one prefill call: enough to keep every unit of the card busy, and scratch memory of half a gigabyte for Llama 3.2 1B.
 pub(crate) const MAX_CHUNK: usize = 8_192;
+/// Tokens of the prompt that warms the device up.
+const WARM_UP_TOKENS: usize = 1_024;
 /// Encoders (and decoders) per node: while one's bytes are copied and sealed by the host, the other has the card.
 const CODERS: usize = 2;
 
@@ -84,6 +86,7 @@ impl Device {
         let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<_, _>>()?;
         let decoders = (0..CODERS).map(|_| codec.decoder()).collect::<Result<_, _>>()?;
         llama.prepare_steps(&pool, sizes.sessions)?;
+        warm_up(&mut llama, &pool, &stream, &codec, plan.is_some())?;
         let facts = (llama.config().clone(), fingerprint, layout.clone(), plan);
         let device = Self {
             device,
@@ -120,6 +123,29 @@ impl Device {
     pub(crate) fn importer(&self, coding: Coding, limits: Limits) -> DeviceImporter {
         DeviceImporter { decoders: Arc::clone(&self.decoders), coding, limits }
     }
+}
+
+/// Runs everything once: libraries set themselves up at the first call, and the driver compiles kernels that the binary has no machine
+/// code of for this card.
+fn warm_up(
+    llama: &mut CudaLlama,
+    pool: &Arc<KvPool>,
+    stream: &Arc<CudaStream>,
+    codec: &Arc<CudaCodec>,
+    has_plan: bool,
+) -> Result<(), LoadError> {
+    let tokens = WARM_UP_TOKENS.min(llama.config().max_position_embeddings).min(pool.free_tokens());
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| i % llama.config().vocab_size as u32).collect();
+    let mut cache = CudaCache::new(pool, stream, tokens)?;
+    let mut received = CudaReceived::of_last(llama, importance::QUERIES, importance::NEAREST, tokens)?;
+    llama.prefill(&mut cache, &ids, Some(&mut received))?;
+    llama.greedy()?;
+    received.into_host()?;
+    let kind = if has_plan { CodecKind::Kvtc } else { CodecKind::Raw };
+    let coding = Coding { kind, tier: 32 };
+    let chunk = codec.encoder()?.encode(coding, &ids, cache.view(), 0..tokens, None)?;
+    codec.decoder()?.decode(&chunk, Limits::default(), Some(coding), cache.view())?;
+    Ok(())
 }
 
 /// Codes the cache of one prompt.
@@ -220,7 +246,8 @@ impl DeviceTokenFeatures for Vocabulary {
         count: usize,
         out: CUdeviceptr,
     ) -> gpu::Result<()> {
-        self.0.write(stream, ids, count, out)
+        // SAFETY: the codec hands over ids and room for their features, and keeps both until the stream is through.
+        unsafe { self.0.write(stream, ids, count, out) }
     }
 }
 
