@@ -277,7 +277,7 @@ pub(crate) fn read_payload(header: &ChunkHeader, len: usize, mut reader: Reader<
     Ok(payload)
 }
 
-fn check_payload(header: &ChunkHeader, expected: usize) -> Result<()> {
+pub(crate) fn check_payload(header: &ChunkHeader, expected: usize) -> Result<()> {
     if header.payload_bytes == expected as u64 {
         return Ok(());
     }

@@ -113,17 +113,27 @@ impl Encoder {
 
     fn check(&self, block: &KvBlock, shifts: Option<&[i8]>) -> Result<()> {
         block.validate(&self.layout)?;
-        let end = block.first_token.checked_add(block.tokens);
-        if block.tokens == 0 || end.is_none_or(|end| end > self.prompt_tokens) {
+        self.check_place(block.first_token, block.tokens, shifts)
+    }
+
+    /// Refuses tokens that the prompt does not have, and shifts that are not theirs.
+    pub(crate) fn check_place(
+        &self,
+        first_token: usize,
+        tokens: usize,
+        shifts: Option<&[i8]>,
+    ) -> Result<()> {
+        let end = first_token.checked_add(tokens);
+        if tokens == 0 || end.is_none_or(|end| end > self.prompt_tokens) {
             return Err(Error::InvalidArgument(format!(
-                "a block of {} tokens from {} in a prompt of {}",
-                block.tokens, block.first_token, self.prompt_tokens
+                "a block of {tokens} tokens from {first_token} in a prompt of {}",
+                self.prompt_tokens
             )));
         }
         let Some(shifts) = shifts else { return Ok(()) };
-        if shifts.len() != block.tokens {
+        if shifts.len() != tokens {
             let count = shifts.len();
-            return Err(Error::InvalidArgument(format!("{count} shifts for {} tokens", block.tokens)));
+            return Err(Error::InvalidArgument(format!("{count} shifts for {tokens} tokens")));
         }
         match shifts.iter().find(|shift| !SHIFTS.contains(shift)) {
             Some(shift) => Err(Error::InvalidArgument(format!(
@@ -136,7 +146,7 @@ impl Encoder {
     }
 
     fn encode_raw(&self, block: &KvBlock) -> Vec<u8> {
-        let mut header = self.header(block);
+        let mut header = self.header(self.place(block));
         header.payload_bytes = (block.tokens * self.layout.bytes_per_token()) as u64;
         let mut out = Vec::with_capacity(ChunkHeader::SIZE + header.payload_bytes as usize + DIGEST_BYTES);
         header.write_to(&mut out);
@@ -153,7 +163,7 @@ impl Encoder {
             key_escapes: payload.wide[0],
             value_escapes: payload.wide[1],
             segment_bytes: SEGMENT_BYTES,
-            ..self.header(block)
+            ..self.header(self.place(block))
         };
         write_chunk(header, &payload.bytes, &payload.breaks)
     }
@@ -165,7 +175,7 @@ impl Encoder {
             codec: CodecId::Fp8,
             sinks: SINKS,
             segment_bytes: SEGMENT_BYTES,
-            ..self.header(block)
+            ..self.header(self.place(block))
         };
         let (mut payload, mut breaks) = exact_planes(block, exact, self.layout.head_dim);
         breaks.extend(coded.breaks.iter().map(|at| payload.len() + at));
@@ -178,7 +188,7 @@ impl Encoder {
     }
 
     fn encode_kvtc(&self, plan: &Plan, block: &KvBlock, shifts: Option<&[i8]>) -> Result<Vec<u8>> {
-        let (header, payload) = kvtc::encode(&self.job(plan, block, shifts), self.header(block))?;
+        let (header, payload) = kvtc::encode(&self.job(plan, block, shifts), self.header(self.place(block)))?;
         write_chunk(header, &payload.bytes, &payload.breaks)
     }
 
@@ -191,7 +201,7 @@ impl Encoder {
         self.check(block, shifts)?;
         let codec = self.coding.kind.name();
         match (self.coding.kind, &self.plan) {
-            (CodecKind::Kvtc, Some(plan)) => Ok((self.job(plan, block, shifts), self.header(block))),
+            (CodecKind::Kvtc, Some(plan)) => Ok((self.job(plan, block, shifts), self.header(self.place(block)))),
             _ => Err(Error::InvalidArgument(format!("{codec} has no stages to be run alone"))),
         }
     }
@@ -199,7 +209,7 @@ impl Encoder {
     fn encode_paper(&self, plan: &Plan, block: &KvBlock) -> Result<Vec<u8>> {
         let is_window_coded = self.coding.kind == CodecKind::KvtcPaperCodedWindow;
         let job = self.job(plan, block, None);
-        let (header, payload) = paper::chunk::encode(&job, is_window_coded, self.header(block))?;
+        let (header, payload) = paper::chunk::encode(&job, is_window_coded, self.header(self.place(block)))?;
         write_chunk(header, &payload.bytes, &payload.breaks)
     }
 
@@ -210,7 +220,7 @@ impl Encoder {
     }
 
     /// The fields that every codec fills; the others as raw has them.
-    fn header(&self, block: &KvBlock) -> ChunkHeader {
+    pub(crate) fn header(&self, place: Place) -> ChunkHeader {
         ChunkHeader {
             codec: CodecId::Raw,
             has_shifts: false,
@@ -219,9 +229,9 @@ impl Encoder {
             starts_with_first: false,
             model: self.model,
             plan: PlanId::NONE,
-            first_token: block.first_token as u32,
-            tokens: block.tokens as u32,
-            prompt_tokens: self.prompt_tokens as u32,
+            first_token: place.first_token as u32,
+            tokens: place.tokens as u32,
+            prompt_tokens: place.prompt_tokens as u32,
             layers: self.layout.layers as u16,
             kv_heads: self.layout.kv_heads as u16,
             head_dim: self.layout.head_dim as u16,
@@ -247,7 +257,7 @@ fn exact_planes(block: &KvBlock, count: usize, head_dim: usize) -> (Vec<u8>, Vec
     (out, breaks)
 }
 
-fn write_chunk(mut header: ChunkHeader, payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
+pub(crate) fn write_chunk(mut header: ChunkHeader, payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
     header.payload_bytes = payload.len() as u64;
     let segments = deflate(payload, breaks, header.segment_bytes as usize);
     let mut out = Vec::new();

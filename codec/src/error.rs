@@ -115,6 +115,10 @@ pub enum Error {
     /// A plan could not be read from its source.
     #[error("cannot read plan")]
     Io(#[from] io::Error),
+    /// The GPU failed, or does not have what was asked of it.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] gpu::Error),
 }
 
 /// Shorthand for this crate.

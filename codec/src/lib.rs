@@ -7,6 +7,9 @@
 
 pub mod batch;
 mod coding;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)] // launches; every block says why it holds
+pub mod cuda;
 mod decode;
 mod encode;
 mod error;

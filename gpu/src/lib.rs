@@ -21,7 +21,7 @@ mod pinned;
 
 pub use cudarc::driver::{
     CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
-    DeviceRepr, LaunchConfig, PushKernelArg, sys::CUdeviceptr,
+    DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits, sys::CUdeviceptr,
 };
 pub use device::Device;
 pub use error::{Error, Result};

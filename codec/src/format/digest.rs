@@ -5,10 +5,18 @@ use crate::error::{Error, Result};
 /// Length of a digest.
 pub(crate) const DIGEST_BYTES: usize = 16;
 
+/// Below this one thread is quicker than several.
+const PARALLEL_BYTES: usize = 256 << 10;
+
 /// First 16 bytes of BLAKE3.
 pub(crate) fn digest(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+    let hash = if bytes.len() < PARALLEL_BYTES {
+        blake3::hash(bytes)
+    } else {
+        blake3::Hasher::new().update_rayon(bytes).finalize()
+    };
     let mut head = [0; DIGEST_BYTES];
-    head.copy_from_slice(&blake3::hash(bytes).as_bytes()[..DIGEST_BYTES]);
+    head.copy_from_slice(&hash.as_bytes()[..DIGEST_BYTES]);
     head
 }
 

@@ -70,27 +70,35 @@ pub(crate) fn encode(job: &Job<'_>, header: ChunkHeader) -> Result<(ChunkHeader,
     }
     let starts_with_first = starts_with_first(job);
     payload.push_exact(job, sent_exactly(&roles, starts_with_first));
-    let steps = if shifts.is_some() { profile.shifted_steps(job.tier) } else { profile.steps(job.tier) };
+    let steps = profile.steps_of(job.tier, shifts.is_some());
     let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
     let (keys, values) = sides(job, known.as_ref(), &steps, &groups)?;
     payload.push_side(&keys);
     payload.push_side(&values);
     let header = ChunkHeader {
-        codec: CodecId::Kvtc,
-        has_token_shifts: shifts.is_some(),
         starts_with_first,
-        plan: job.plan.id(),
-        sinks: profile.sinks,
-        window: WINDOW,
-        tier: job.tier,
-        window_tier: if shifts.is_some() { 0 } else { profile.window_tier(job.tier) },
-        steps,
         key_escapes: keys.escapes as u32,
         value_escapes: values.escapes as u32,
-        segment_bytes: SEGMENT_BYTES,
-        ..header
+        ..header_of(job.plan, job.tier, shifts.is_some(), header)
     };
     Ok((header, payload))
+}
+
+/// The fields of `header` that plan and tier decide.
+pub(crate) fn header_of(plan: &Plan, tier: u8, is_shifted: bool, header: ChunkHeader) -> ChunkHeader {
+    let profile = plan.kvtc();
+    ChunkHeader {
+        codec: CodecId::Kvtc,
+        has_token_shifts: is_shifted,
+        plan: plan.id(),
+        sinks: profile.sinks,
+        window: WINDOW,
+        tier,
+        window_tier: if is_shifted { 0 } else { profile.window_tier(tier) },
+        steps: profile.steps_of(tier, is_shifted),
+        segment_bytes: SEGMENT_BYTES,
+        ..header
+    }
 }
 
 /// Symbols of keys and of values.

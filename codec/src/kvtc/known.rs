@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A row is the plan's if no element is farther off than rounding on another machine takes it: this share of the largest.
-const SAME_ROW: f32 = 1.0 / 128.0;
+pub(crate) const SAME_ROW: f32 = 1.0 / 128.0;
 
 /// Prompt positions whose ids a chunk's predictions look at.
 pub(crate) fn id_range(predictor: &Predictor, place: &Place) -> Range<usize> {
@@ -29,7 +29,7 @@ pub(crate) fn write_ids(ids: &[u32], id_bytes: usize, out: &mut Vec<u8>, breaks:
 }
 
 /// The mirror of [`write_ids`].
-pub(super) fn read_ids(planes: &[u8], id_bytes: usize) -> Vec<u32> {
+pub(crate) fn read_ids(planes: &[u8], id_bytes: usize) -> Vec<u32> {
     let count = planes.len() / id_bytes;
     let id = |i: usize| (0..id_bytes).map(|byte| u32::from(planes[byte * count + i]) << (8 * byte)).sum();
     (0..count).map(id).collect()
@@ -83,7 +83,7 @@ pub(super) fn restore_first(row: &[bf16], tokens: usize, head_dim: usize, cache:
 }
 
 /// Exact tokens that the payload holds.
-pub(super) fn sent_exactly(roles: &Roles, has_first: bool) -> Range<usize> {
+pub(crate) fn sent_exactly(roles: &Roles, has_first: bool) -> Range<usize> {
     usize::from(has_first)..roles.exact.end.max(usize::from(has_first))
 }
 

@@ -66,6 +66,11 @@ impl KvtcProfile {
         Steps { keys: body.keys, values: body.values, ..Steps::default() }
     }
 
+    /// Steps of a chunk of tier `tier`, whose tokens have shifts or not.
+    pub(crate) fn steps_of(&self, tier: u8, is_shifted: bool) -> Steps {
+        if is_shifted { self.shifted_steps(tier) } else { self.steps(tier) }
+    }
+
     pub(crate) fn read_from(reader: &mut Reader<'_>, layers: usize, features: usize) -> Result<Self> {
         let (sinks, window) = (reader.u16()?, reader.u16()?);
         let (window_tier, tiers, flags) = (reader.u8()?, reader.u8()?, reader.u16()?);

@@ -1,0 +1,451 @@
+//! The decoder on the device: [`crate::Decoder`] straight into a session's pages.
+//!
+//! Everything that can be checked on the host is checked before anything is written; what only kernels see sets a flag that fails the call
+//! at its end. Kernels take no address from a payload without checking it, so that a bad chunk spoils its own tokens at most.
+
+use std::{ops::Range, sync::Arc};
+
+use gpu::{CudaStream, KvView, PushKernelArg as _};
+
+use super::{
+    block::Blocks,
+    buffers::{Grown, GrownPinned, copy, pointer},
+    codec::{CudaCodec, Direction, Tables},
+    encode::{check_ids, check_size},
+    kernels::{blocks, launch, one_block, threads},
+    order::{SideOrder, SideParts, SlotParts, Slots, Words},
+    products::{Bands, Tokens},
+    stopwatch::Stopwatch,
+    tables::BLOCK,
+};
+use crate::{
+    coding::{Coding, Limits},
+    decode::{Decoder, read_shifts},
+    error::{Error, Result},
+    format::{
+        bytes::Reader,
+        chunk::{ChunkHeader, CodecId},
+        segments::{self, Segment},
+    },
+    kvtc::{self, id_range, read_ids, sent_exactly, shifts_of},
+    plan::KvtcProfile,
+    side::SidePart,
+    stages::deflate::inflate,
+    tokens::{Shifts, Side, groups},
+};
+
+/// Entries that a block of `kvtc_escape_find` looks at.
+const ENTRIES_PER_BLOCK: usize = 4_096;
+
+/// Decodes one chunk after the other, straight into a session's pages.
+#[derive(Debug)]
+pub struct CudaDecoder {
+    codec: Arc<CudaCodec>,
+    stream: Arc<CudaStream>,
+    decoder: Decoder,
+    /// Without a plan there is nothing to reconstruct with.
+    work: Option<Work>,
+    blocks: Blocks,
+}
+
+/// What kvtc needs.
+#[derive(Debug)]
+struct Work {
+    tables: Tables,
+    bands: Bands,
+    words: Grown<u32>,
+    host_words: GrownPinned<u32>,
+    host_flag: GrownPinned<u32>,
+    payload: Grown<u8>,
+    host_bytes: GrownPinned<u8>,
+    /// Of keys and of values: sums of gaps, and where entries lead.
+    spans: [Grown<u64>; 2],
+    found: [Grown<u64>; 2],
+    stopwatch: Stopwatch,
+}
+
+/// One chunk, as far as the host knows it.
+struct Job<'a> {
+    profile: &'a KvtcProfile,
+    kv: KvView,
+    header: ChunkHeader,
+    parts: kvtc::Parts<'a>,
+    ids: Vec<u32>,
+    sides: [SidePart<'a>; 2],
+    slots: Slots,
+}
+
+/// What kernels find where.
+struct Layout {
+    tokens: Tokens,
+    orders: [SideOrder; 2],
+    /// Where packed symbols and escape lists begin in the payload.
+    packed: [u64; 2],
+    lists: [u64; 2],
+    entries: [usize; 2],
+}
+
+impl CudaDecoder {
+    pub(super) fn new(codec: Arc<CudaCodec>, limits: Limits) -> Result<Self> {
+        let stream = codec.device.stream()?;
+        let decoder = Decoder::new(codec.layout.clone(), codec.model, codec.plan.clone(), limits)?;
+        let work = codec.tables(Direction::Decoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
+        Ok(Self { blocks: Blocks::new(), work: work.transpose()?, codec, stream, decoder })
+    }
+
+    /// Decodes one chunk into the pages of `kv` and says which of the prompt's tokens it holds. They are there when the call returns.
+    /// After an error the chunk's tokens, and no others, hold anything.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::decode`](crate::Decoder::decode), [`Error::LimitExceeded`] for tokens that the pages have no room for, [`Error::Gpu`].
+    pub fn decode(&mut self, bytes: &[u8], announced: Option<Coding>, kv: KvView) -> Result<Range<usize>> {
+        let codec = Arc::clone(&self.codec);
+        let decoder = match announced {
+            Some(coding) => self.decoder.clone().announced(coding),
+            None => self.decoder.clone(),
+        };
+        let (header, reader) = decoder.open(bytes)?;
+        let place = header.place();
+        let tokens = place.first_token..place.first_token + place.tokens;
+        codec.check_view(&kv, tokens.end)?;
+        codec.device.context().bind_to_thread().map_err(gpu::Error::from)?;
+        let (stream, blocks) = (&self.stream, &mut self.blocks);
+        let decoded = match (header.codec, &codec.plan, &mut self.work) {
+            (CodecId::Kvtc, Some(plan), Some(work)) => work.decode(&codec, stream, plan.kvtc(), header, reader, kv),
+            (CodecId::Raw, ..) => blocks.decode_raw(&codec, stream, &header, reader, kv),
+            _ => blocks.decode(&codec, stream, decoder, bytes, kv, place),
+        };
+        if decoded.is_err() {
+            // Nothing may be in flight when buffers are used again.
+            stream.synchronize().map_err(gpu::Error::from)?;
+        }
+        decoded.map(|()| tokens)
+    }
+
+    /// Device memory held beside the plan's tables, in bytes.
+    #[must_use]
+    pub fn scratch_bytes(&self) -> usize {
+        self.work.as_ref().map_or(0, Work::bytes)
+    }
+
+    /// Measures stages from now on, or stops.
+    #[doc(hidden)]
+    pub fn measure(&mut self, is_on: bool) {
+        if let Some(work) = &mut self.work {
+            work.stopwatch.switch(is_on);
+        }
+    }
+
+    /// Milliseconds of the last call's stages on the device.
+    #[doc(hidden)]
+    pub fn stages(&self) -> Result<Vec<(&'static str, f32)>> {
+        Ok(self.work.as_ref().map_or(Ok(Vec::new()), |work| work.stopwatch.stages())?)
+    }
+}
+
+/// Segments that hold the first `bytes` of a payload, inflated on the host: what decides where everything lies.
+fn inflate_head(segments: &[Segment<'_>], segment_bytes: usize, bytes: usize) -> Result<Vec<u8>> {
+    let head = &segments[..bytes.div_ceil(segment_bytes)];
+    let mut out = vec![0; head.iter().map(|segment| segment.inflated_len).sum()];
+    inflate(head, segment_bytes, &mut out)?;
+    Ok(out)
+}
+
+impl<'a> Job<'a> {
+    fn of(
+        codec: &CudaCodec,
+        (profile, parts): (&'a KvtcProfile, kvtc::Parts<'a>),
+        header: ChunkHeader,
+        (head, body_shifts): (&[u8], Option<&[i8]>),
+        kv: KvView,
+    ) -> Result<Self> {
+        let (ids, rest) = head.split_at(parts.ids);
+        let all_shifts = header.has_token_shifts.then(|| shifts_of(&rest[..parts.shifts])).transpose()?;
+        let shifts = match (&all_shifts, body_shifts) {
+            (Some(all), _) => Shifts::All(all),
+            (None, Some(body)) => Shifts::Body(body),
+            (None, None) => Shifts::None,
+        };
+        let groups = groups(&parts.roles, shifts);
+        let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
+        let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
+        let before = (parts.ids + parts.shifts + 2 * parts.exact) as u64;
+        let (expected, symbols) = ((keys.len + values.len) as u64, header.payload_bytes - before);
+        if expected != symbols {
+            let detail = format!("{symbols} bytes of symbols, its counts give {expected}");
+            return Err(Error::corrupt("chunk header", detail));
+        }
+        let ids = match &profile.predictor {
+            Some(predictor) => read_ids(ids, predictor.id_bytes),
+            None => Vec::new(),
+        };
+        if profile.predictor.is_some() {
+            check_ids(codec, &ids)?;
+        }
+        let sides = [keys, values];
+        check_size([&sides[0].order, &sides[1].order])?;
+        let slots = Slots::of(&groups, [&sides[0].order.kept, &sides[1].order.kept]);
+        Ok(Self { profile, kv, header, parts, ids, sides, slots })
+    }
+
+    /// What the kernels are told; the first word is the flag that they set.
+    fn words(&self) -> (Words, SlotParts, [SideParts; 2], u64) {
+        let mut words = Words::default();
+        words.push([0]);
+        let slots = SlotParts::push(&self.slots, &mut words);
+        let sides = [&self.sides[0], &self.sides[1]];
+        let sides = sides.map(|side| SideParts::push(side.space, &side.order, &self.slots, slots, &mut words));
+        let ids = words.push(self.ids.iter().copied());
+        (words, slots, sides, ids)
+    }
+
+    /// Tokens before the chunk whose ids are known.
+    fn lead(&self) -> usize {
+        let place = self.header.place();
+        self.profile.predictor.as_ref().map_or(0, |p| place.first_token - id_range(p, &place).start)
+    }
+}
+
+impl Work {
+    fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, tables: Tables) -> gpu::Result<Self> {
+        let components = tables.iter().map(|side| side.components).max().unwrap_or(0);
+        let widths = codec.widths;
+        let row_bytes = 2 * (widths.padded_inputs + components) + 4 * widths.padded_features;
+        Ok(Self {
+            bands: Bands::new(codec, stream, row_bytes)?,
+            tables,
+            words: Grown::new("the order of a chunk"),
+            host_words: GrownPinned::new(),
+            host_flag: GrownPinned::new(),
+            payload: Grown::new("a payload"),
+            host_bytes: GrownPinned::new(),
+            spans: [Grown::new("sums of escapes"), Grown::new("sums of escapes")],
+            found: [Grown::new("escapes"), Grown::new("escapes")],
+            stopwatch: Stopwatch::default(),
+        })
+    }
+
+    /// A chunk, opened, to the pages.
+    fn decode(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        profile: &KvtcProfile,
+        header: ChunkHeader,
+        mut reader: Reader<'_>,
+        kv: KvView,
+    ) -> Result<()> {
+        self.stopwatch.start(&codec.device, stream)?;
+        let parts = kvtc::Parts::of(&header, profile, codec.widths.features)?;
+        let body_shifts = read_shifts(&header, &parts.roles, &mut reader)?;
+        let len = parts.check_payload(&header, codec.widths.features)?;
+        let segment_bytes = header.segment_bytes as usize;
+        let segments = segments::read(&mut reader, len, segment_bytes)?;
+        self.inflate(codec, stream, &segments, segment_bytes, len)?;
+        let head = inflate_head(&segments, segment_bytes, parts.ids + parts.shifts)?;
+        let job = Job::of(codec, (profile, parts), header, (&head, body_shifts.as_deref()), kv)?;
+        self.stopwatch.mark(&codec.device, stream, "inflate")?;
+        let layout = self.lay_out(codec, stream, &job)?;
+        self.put_exact(codec, stream, &job)?;
+        self.find_escapes(codec, stream, &layout)?;
+        self.stopwatch.mark(&codec.device, stream, "escapes")?;
+        self.bands.make_turns(codec, &layout.tokens)?;
+        for band in self.bands.cut(job.slots.tokens.len()) {
+            self.band(codec, stream, &job, &layout, &band)?;
+        }
+        self.check_flag(codec, stream)
+    }
+
+    fn inflate(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        segments: &[Segment<'_>],
+        segment_bytes: usize,
+        len: usize,
+    ) -> Result<()> {
+        let mut payload = vec![0; len];
+        inflate(segments, segment_bytes, &mut payload)?;
+        let host = self.host_bytes.reserve(&codec.device, len)?;
+        copy(&payload, &mut host.as_mut_slice()?[..len]);
+        Ok(host.copy_to(stream, len, self.payload.reserve(&codec.device, stream, len)?)?)
+    }
+
+    /// Uploads what the kernels are told.
+    fn lay_out(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: &Job<'_>) -> Result<Layout> {
+        let (words, slots, sides, ids) = job.words();
+        let len = words.all.len();
+        let host = self.host_words.reserve(&codec.device, len)?;
+        host.as_mut_slice()?[..len].copy_from_slice(&words.all);
+        host.copy_to(stream, len, self.words.reserve(&codec.device, stream, len)?)?;
+        let (base, place) = (self.words.pointer(), job.header.place());
+        let before = (job.parts.ids + job.parts.shifts + 2 * job.parts.exact) as u64;
+        let packed = [before, before + job.sides[0].len as u64].map(|at| self.payload.pointer() + at);
+        let lists = [0, 1].map(|side| packed[side] + job.sides[side].order.packed_len(job.sides[side].space) as u64);
+        Ok(Layout {
+            tokens: Tokens {
+                kv: job.kv,
+                first_token: place.first_token,
+                count: place.tokens,
+                slot_tokens: base + slots.tokens,
+                ids: base + ids,
+                lead: job.lead(),
+            },
+            orders: [0, 1].map(|side| sides[side].at(base, pointer(&self.tables[side].log_sigma))),
+            packed,
+            lists,
+            entries: [job.header.key_escapes as usize, job.header.value_escapes as usize],
+        })
+    }
+
+    /// Queues the exact tokens, and the plan's first row where the chunk starts with it.
+    fn put_exact(&self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: &Job<'_>) -> gpu::Result<()> {
+        let starts_with_first = job.header.starts_with_first;
+        let tokens = sent_exactly(&job.parts.roles, starts_with_first);
+        let kv = job.kv;
+        if let (true, Some(first)) = (starts_with_first, &codec.first) {
+            let (row, grid) = (pointer(&first.rows), threads(codec.widths.features, 2));
+            // SAFETY: the plan's row has `[2, P]` elements, and the view holds the chunk, which starts at token 0.
+            unsafe { launch!(stream, codec.functions.put_first, grid, kv, row) }?;
+        }
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let elements = tokens.len() * codec.widths.features;
+        let first = job.header.first_token as usize + tokens.start;
+        let [first, count, elements_word] = [first, tokens.len(), elements].map(|n| n as u32);
+        let from = self.payload.pointer() + (job.parts.ids + job.parts.shifts) as u64;
+        let grid = threads(elements, 2);
+        // SAFETY: the view holds the chunk's tokens, and the payload two bytes an element and side from there on.
+        unsafe { launch!(stream, codec.functions.put_exact, grid, kv, first, count, elements_word, from) }
+    }
+
+    /// Queues what finds the symbols that escapes replace.
+    fn find_escapes(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, layout: &Layout) -> gpu::Result<()> {
+        let (span, scan, find) =
+            (&codec.functions.escape_spans, &codec.functions.scan_spans, &codec.functions.escape_find);
+        for side in 0..2 {
+            let (entries, list, order) = (layout.entries[side], layout.lists[side], layout.orders[side]);
+            if entries == 0 {
+                continue;
+            }
+            let block_count = entries.div_ceil(ENTRIES_PER_BLOCK);
+            self.spans[side].reserve(&codec.device, stream, block_count)?;
+            self.found[side].reserve(&codec.device, stream, entries)?;
+            let (spans, found, flag) = (self.spans[side].pointer(), self.found[side].pointer(), self.words.pointer());
+            let [entries, sums] = [entries, block_count].map(|n| n as u32);
+            let grid = blocks(block_count, 1);
+            // SAFETY: the payload holds the list, whose length was checked; the buffers were just made for it.
+            unsafe {
+                launch!(stream, span, grid, list, entries, spans)?;
+                launch!(stream, scan, one_block(), spans, sums)?;
+                launch!(stream, find, grid, order, list, entries, spans, found, flag)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues one band of tokens, both sides.
+    fn band(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: &Job<'_>,
+        layout: &Layout,
+        band: &Range<usize>,
+    ) -> Result<()> {
+        let widths = codec.widths;
+        let components = self.tables.iter().map(|side| side.components).max().unwrap_or(0);
+        let stride = widths.padded_inputs + components;
+        let rows = Bands::rows_of(band);
+        self.bands.reserve(rows, stride, widths.padded_features)?;
+        if let Some(predictor) = &job.profile.predictor {
+            self.bands.make_features(codec, predictor, &layout.tokens, band)?;
+            self.bands.place_features(codec, predictor, &layout.tokens, band, (0, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "features")?;
+        }
+        for side in [Side::Keys, Side::Values] {
+            let needed = job.slots.needed(band.clone(), &job.sides[side as usize].order.kept);
+            // A product needs something to sum over.
+            let needed = if widths.padded_inputs == 0 { needed.max(BLOCK) } else { needed };
+            self.unpack(codec, stream, side, layout, (band, needed, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "unpack")?;
+            let tables = &self.tables[side as usize];
+            let inner = widths.padded_inputs + needed;
+            let shape = (widths.padded_features, widths.padded_inputs);
+            self.bands.reconstruct(tables, shape, (rows, inner, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "reconstruct")?;
+            self.scatter(codec, stream, side, &layout.tokens, band)?;
+            self.stopwatch.mark(&codec.device, stream, "scatter")?;
+        }
+        Ok(())
+    }
+
+    fn unpack(
+        &self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        side: Side,
+        layout: &Layout,
+        (band, components, stride): (&Range<usize>, usize, usize),
+    ) -> gpu::Result<()> {
+        if components == 0 {
+            return Ok(());
+        }
+        let column = codec.widths.padded_inputs * size_of::<half::f16>();
+        let rows = self.bands.halves.pointer() + column as u64;
+        let (order, packed) = (layout.orders[side as usize], layout.packed[side as usize]);
+        let scale = pointer(&self.tables[side as usize].scale);
+        let [first, slots, stride, entries] =
+            [band.start, band.len(), stride, layout.entries[side as usize]].map(|n| n as u32);
+        let flag = self.words.pointer();
+        let (unpack, apply) = (&codec.functions.unpack, &codec.functions.escape_apply);
+        let grid = blocks(components / BLOCK, band.len().div_ceil(32));
+        // SAFETY: the order is that of this chunk, whose packed symbols and entries were checked to lie in the payload.
+        unsafe {
+            launch!(stream, unpack, grid, order, packed, first, slots, scale, rows, stride, flag)?;
+            if entries > 0 {
+                let (found, grid) = (self.found[side as usize].pointer(), threads(entries as usize, 1));
+                launch!(stream, apply, grid, order, found, entries, first, slots, scale, rows, stride)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn scatter(
+        &self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        side: Side,
+        tokens: &Tokens,
+        band: &Range<usize>,
+    ) -> gpu::Result<()> {
+        let tables = &self.tables[side as usize];
+        let (scatter, width) = codec.functions.scatter.of(codec.layout.inv_freq.len());
+        let units = codec.widths.features / 2 / width;
+        let (of_slots, turns, mean) = (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
+        let (rows, inverse, value) = (self.bands.sums.pointer(), tables.row_scale, side as u32);
+        let [first, stride] = [tokens.first_token, codec.widths.padded_features].map(|n| n as u32);
+        let (kv, grid) = (tokens.kv, threads(units, band.len()));
+        // SAFETY: the view's pages hold the chunk's tokens, which was checked, and slots name no others.
+        unsafe { launch!(stream, scatter, grid, kv, value, of_slots, first, turns, mean, inverse, rows, stride) }
+    }
+
+    /// Waits, and asks whether kernels found anything wrong.
+    fn check_flag(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>) -> Result<()> {
+        let host = self.host_flag.reserve(&codec.device, 1)?;
+        if let Some(words) = self.words.memory() {
+            host.copy_from(stream, 1, words)?;
+        }
+        stream.synchronize().map_err(gpu::Error::from)?;
+        if host.as_slice()?[0] == 0 {
+            return Ok(());
+        }
+        Err(Error::corrupt("packed symbols", "a byte is outside of its packing's range, or an escape of the symbols"))
+    }
+
+    fn bytes(&self) -> usize {
+        let escapes = self.spans.iter().chain(&self.found).map(Grown::bytes).sum::<usize>();
+        escapes + self.bands.bytes() + self.words.bytes() + self.payload.bytes()
+    }
+}

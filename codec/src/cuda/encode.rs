@@ -1,0 +1,529 @@
+//! The encoder on the device. [`CudaEncoder::encode`] is the pipeline of [`crate::Encoder`], a chunk a call.
+//!
+//! One synchronisation in the middle tells how many symbols escaped, which decides where in the payload everything lies.
+
+use std::{ops::Range, sync::Arc};
+
+use gpu::{CudaStream, KvView, PushKernelArg as _};
+
+use super::{
+    block::Blocks,
+    buffers::{Grown, GrownPinned, pointer},
+    codec::{CudaCodec, Direction, Tables},
+    escapes::{EscapeList, EscapeSink},
+    kernels::{blocks, launch, threads},
+    order::{Offset, SideOrder, SideParts, SlotParts, Slots, Words},
+    products::{Bands, Tokens},
+    stopwatch::Stopwatch,
+    tables::padded_components,
+};
+use crate::{
+    coding::{CodecKind, Coding},
+    encode::{Encoder, write_chunk},
+    error::{Error, Result},
+    format::chunk::ChunkHeader,
+    kvtc::{header_of, id_range, sent_exactly, write_ids},
+    plan::{KvtcProfile, Plan},
+    stages::{escape::ESCAPE_BYTES, order::Order},
+    tokens::{Place, Roles, Shifts, Side, WINDOW, groups},
+};
+
+/// Components that a block of `kvtc_pack` looks at.
+const PACK_COMPONENTS: usize = 16;
+/// Packed symbols of a side start on such a boundary.
+const ALIGN: usize = 256;
+
+/// Encodes one chunk after the other, straight from a session's pages.
+#[derive(Debug)]
+pub struct CudaEncoder {
+    codec: Arc<CudaCodec>,
+    stream: Arc<CudaStream>,
+    /// Without a plan there is nothing to project on.
+    work: Option<Work>,
+    blocks: Blocks,
+}
+
+/// What kvtc needs.
+#[derive(Debug)]
+struct Work {
+    tables: Tables,
+    bands: Bands,
+    escapes: [EscapeList; 2],
+    words: Grown<u32>,
+    host_words: GrownPinned<u32>,
+    host_counts: GrownPinned<u32>,
+    packed: Grown<u32>,
+    payload: Grown<u8>,
+    host_bytes: GrownPinned<u8>,
+    stopwatch: Stopwatch,
+}
+
+/// What the device counts, at the start of the uploaded words.
+#[derive(Debug, Clone, Copy)]
+enum Count {
+    /// Smallest token with an entry that is not finite.
+    NotFinite,
+    /// Whether the first row is not the plan's.
+    Differs,
+    /// Symbols that escaped, of keys and of values.
+    Escaped,
+    EscapedValues,
+    /// Length of the lists.
+    Entries,
+    EntriesValues,
+}
+const COUNTS: [u32; 6] = [u32::MAX, 0, 0, 0, 0, 0];
+
+/// One chunk, as far as the host knows it.
+struct Job<'a> {
+    plan: &'a Plan,
+    kv: KvView,
+    place: Place,
+    roles: Roles,
+    header: ChunkHeader,
+    /// Ids and shifts, the payload's first bytes.
+    head: Vec<u8>,
+    breaks: Vec<usize>,
+    orders: [Order; 2],
+    slots: Slots,
+    /// Bytes of packed symbols.
+    packed: [usize; 2],
+    /// Whether the prompt begins with the token whose row the plan holds.
+    may_start_with_first: bool,
+}
+
+/// The parts of the upload.
+struct Parts {
+    slots: SlotParts,
+    sides: [SideParts; 2],
+    ids: Offset,
+    lead: usize,
+}
+
+impl CudaEncoder {
+    pub(super) fn new(codec: Arc<CudaCodec>) -> Result<Self> {
+        let stream = codec.device.stream()?;
+        let work = codec.tables(Direction::Encoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
+        Ok(Self { blocks: Blocks::new(), work: work.transpose()?, codec, stream })
+    }
+
+    /// Encodes the tokens `tokens` of a prompt, whose ids are `ids` and whose cache lies in `kv`, as one chunk. All tokens of the prompt
+    /// count for where its window begins; only those of `tokens` need to be there. As of
+    /// [`Encoder::encode_with_shifts`](crate::Encoder::encode_with_shifts), shifts are one for each of `tokens`.
+    ///
+    /// The pages must not change until the call returns, and whatever fills them must be done before.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::new`](crate::Encoder::new) and [`Encoder::encode_with_shifts`](crate::Encoder::encode_with_shifts),
+    /// [`Error::LimitExceeded`] for tokens that are not in the pages, [`Error::Gpu`].
+    pub fn encode(
+        &mut self,
+        coding: Coding,
+        ids: &[u32],
+        kv: KvView,
+        tokens: Range<usize>,
+        shifts: Option<&[i8]>,
+    ) -> Result<Vec<u8>> {
+        let codec = Arc::clone(&self.codec);
+        let plan = codec.plan.clone();
+        let encoder = Encoder::new(codec.layout.clone(), codec.model, plan.clone(), coding, ids.len())?;
+        encoder.check_place(tokens.start, tokens.len(), shifts)?;
+        codec.check_view(&kv, tokens.end)?;
+        codec.device.context().bind_to_thread().map_err(gpu::Error::from)?;
+        let place = Place { first_token: tokens.start, tokens: tokens.len(), prompt_tokens: ids.len() };
+        let (stream, blocks) = (&self.stream, &mut self.blocks);
+        let coded = match (coding.kind, &plan, &mut self.work) {
+            (CodecKind::Kvtc, Some(plan), Some(work)) => {
+                let header = header_of(plan, coding.tier, shifts.is_some(), encoder.header(place));
+                Job::of(&codec, plan, kv, header, ids, shifts)
+                    .and_then(|job| work.encode(&codec, stream, job, ids))
+            }
+            (CodecKind::Raw, ..) => blocks.encode_raw(&codec, stream, encoder.header(place), kv),
+            _ => blocks.encode(&codec, stream, encoder, (ids, shifts), kv, place),
+        };
+        if coded.is_err() {
+            // Nothing may be in flight when buffers are used again.
+            stream.synchronize().map_err(gpu::Error::from)?;
+        }
+        coded
+    }
+
+    /// Device memory held beside the plan's tables, in bytes.
+    #[must_use]
+    pub fn scratch_bytes(&self) -> usize {
+        self.work.as_ref().map_or(0, Work::bytes)
+    }
+
+    /// Measures stages from now on, or stops.
+    #[doc(hidden)]
+    pub fn measure(&mut self, is_on: bool) {
+        if let Some(work) = &mut self.work {
+            work.stopwatch.switch(is_on);
+        }
+    }
+
+    /// Milliseconds of the last call's stages on the device.
+    #[doc(hidden)]
+    pub fn stages(&self) -> Result<Vec<(&'static str, f32)>> {
+        Ok(self.work.as_ref().map_or(Ok(Vec::new()), |work| work.stopwatch.stages())?)
+    }
+}
+
+impl<'a> Job<'a> {
+    fn of(
+        codec: &CudaCodec,
+        plan: &'a Plan,
+        kv: KvView,
+        header: ChunkHeader,
+        ids: &[u32],
+        shifts: Option<&[i8]>,
+    ) -> Result<Self> {
+        let (profile, place) = (plan.kvtc(), header.place());
+        let roles = Roles::of(place, profile.sinks, WINDOW);
+        let shifts = shifts.map(|shifts| &shifts[roles.coded()]);
+        let (mut head, mut breaks) = (Vec::new(), Vec::new());
+        if let Some(predictor) = &profile.predictor {
+            let ids = &ids[id_range(predictor, &place)];
+            check_ids(codec, ids)?;
+            write_ids(ids, predictor.id_bytes, &mut head, &mut breaks);
+        }
+        if let Some(shifts) = shifts {
+            head.extend(shifts.iter().map(|&shift| shift as u8));
+            breaks.push(head.len());
+        }
+        let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
+        let order = |side: Side| Order::of(profile.space(side), side, &header.steps, &groups);
+        let orders = [order(Side::Keys), order(Side::Values)];
+        let packed = [Side::Keys, Side::Values].map(|side| orders[side as usize].packed_len(profile.space(side)));
+        check_size([&orders[0], &orders[1]])?;
+        let slots = Slots::of(&groups, [&orders[0].kept, &orders[1].kept]);
+        let may_start_with_first = place.first_token == 0
+            && profile.sinks > 0
+            && profile.first.as_ref().is_some_and(|first| first.token == ids[0]);
+        Ok(Self { plan, kv, place, roles, header, head, breaks, orders, slots, packed, may_start_with_first })
+    }
+
+    fn profile(&self) -> &'a KvtcProfile {
+        self.plan.kvtc()
+    }
+
+    /// What the kernels are told.
+    fn words(&self, ids: &[u32]) -> (Words, Parts) {
+        let mut words = Words::default();
+        words.push(COUNTS);
+        let slots = SlotParts::push(&self.slots, &mut words);
+        let sides = [Side::Keys, Side::Values].map(|side| {
+            let (space, order) = (self.profile().space(side), &self.orders[side as usize]);
+            SideParts::push(space, order, &self.slots, slots, &mut words)
+        });
+        let range = self.profile().predictor.as_ref().map_or(0..0, |predictor| id_range(predictor, &self.place));
+        let lead = if range.is_empty() { 0 } else { self.place.first_token - range.start };
+        let ids = words.push(ids[range].iter().copied());
+        (words, Parts { slots, sides, ids, lead })
+    }
+}
+
+impl Work {
+    fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, tables: Tables) -> gpu::Result<Self> {
+        let components = tables.iter().map(|side| side.components).max().unwrap_or(0);
+        let widths = codec.widths;
+        let row_bytes = 2 * (widths.padded_features + widths.padded_inputs) + 4 * components;
+        Ok(Self {
+            bands: Bands::new(codec, stream, row_bytes)?,
+            tables,
+            escapes: [EscapeList::new(), EscapeList::new()],
+            words: Grown::new("the order of a chunk"),
+            host_words: GrownPinned::new(),
+            host_counts: GrownPinned::new(),
+            packed: Grown::new("packed symbols"),
+            payload: Grown::new("a payload"),
+            host_bytes: GrownPinned::new(),
+            stopwatch: Stopwatch::default(),
+        })
+    }
+
+    /// Rows to a chunk.
+    fn encode(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: Job<'_>, ids: &[u32]) -> Result<Vec<u8>> {
+        let mut counts = self.symbols(codec, stream, &job, ids, [0; 2])?;
+        let escaped = [Count::Escaped, Count::EscapedValues].map(|count| counts[count as usize]);
+        if (0..2).any(|side| !self.escapes[side].holds(escaped[side])) {
+            // Data that the plan does not fit at all: once more, with room for what was counted.
+            counts = self.symbols(codec, stream, &job, ids, escaped.map(|count| count as usize))?;
+        }
+        let bad = counts[Count::NotFinite as usize];
+        if bad != u32::MAX {
+            return Err(Error::not_finite(bad as usize));
+        }
+        let (header, bytes, breaks) = self.assemble(codec, stream, job, &counts)?;
+        self.deflate(codec, stream, header, bytes, &breaks)
+    }
+
+    /// Queues everything up to packed symbols and escapes, and waits for the counts. `known` are escapes counted before.
+    fn symbols(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: &Job<'_>,
+        ids: &[u32],
+        known: [usize; 2],
+    ) -> Result<[u32; COUNTS.len()]> {
+        self.stopwatch.start(&codec.device, stream)?;
+        let (words, parts) = job.words(ids);
+        let len = words.all.len();
+        let host = self.host_words.reserve(&codec.device, len)?;
+        host.as_mut_slice()?[..len].copy_from_slice(&words.all);
+        host.copy_to(stream, len, self.words.reserve(&codec.device, stream, len)?)?;
+        let value_symbols = job.packed[0].next_multiple_of(ALIGN);
+        self.packed.zeros(&codec.device, stream, (value_symbols + job.packed[1]).div_ceil(4))?;
+        let mut sinks = Vec::with_capacity(2);
+        for (side, list) in self.escapes.iter_mut().enumerate() {
+            sinks.push(list.start(&codec.device, stream, job.orders[side].symbols, known[side])?);
+        }
+        self.stopwatch.mark(&codec.device, stream, "set up")?;
+        let base = self.words.pointer();
+        let tokens = Tokens {
+            kv: job.kv,
+            first_token: job.place.first_token,
+            count: job.place.tokens,
+            slot_tokens: base + parts.slots.tokens,
+            ids: base + parts.ids,
+            lead: parts.lead,
+        };
+        self.bands.make_turns(codec, &tokens)?;
+        for band in self.bands.cut(job.slots.tokens.len()) {
+            self.band(codec, stream, job, &tokens, (&parts, &sinks), &band)?;
+        }
+        if job.may_start_with_first {
+            self.compare_first(codec, stream, job.kv)?;
+        }
+        let count = |count: Count| base + (count as usize * size_of::<u32>()) as u64;
+        let [escaped, entries] = [
+            [Count::Escaped, Count::EscapedValues].map(count),
+            [Count::Entries, Count::EntriesValues].map(count),
+        ];
+        for side in 0..2 {
+            self.escapes[side].sort(&codec.functions, stream, escaped[side], entries[side])?;
+        }
+        self.stopwatch.mark(&codec.device, stream, "escapes")?;
+        self.counts(codec, stream)
+    }
+
+    fn counts(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>) -> Result<[u32; COUNTS.len()]> {
+        let host = self.host_counts.reserve(&codec.device, COUNTS.len())?;
+        if let Some(words) = self.words.memory() {
+            host.copy_from(stream, COUNTS.len(), words)?;
+        }
+        stream.synchronize().map_err(gpu::Error::from)?;
+        let mut counts = COUNTS;
+        counts.copy_from_slice(&host.as_slice()?[..COUNTS.len()]);
+        Ok(counts)
+    }
+
+    /// Queues one band of tokens, both sides.
+    fn band(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: &Job<'_>,
+        tokens: &Tokens,
+        (parts, sinks): (&Parts, &[EscapeSink]),
+        band: &Range<usize>,
+    ) -> Result<()> {
+        let widths = codec.widths;
+        let stride = widths.padded_features + widths.padded_inputs;
+        let components = [Side::Keys, Side::Values].map(|side| padded_components(job.profile().space(side)));
+        self.bands.reserve(Bands::rows_of(band), stride, components[0].max(components[1]))?;
+        if let Some(predictor) = &job.profile().predictor {
+            self.bands.make_features(codec, predictor, tokens, band)?;
+            self.bands.place_features(codec, predictor, tokens, band, (widths.padded_features, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "features")?;
+        }
+        for side in [Side::Keys, Side::Values] {
+            self.gather(codec, stream, side, tokens, band, stride)?;
+            self.stopwatch.mark(&codec.device, stream, "gather")?;
+            let needed = job.slots.needed(band.clone(), &job.orders[side as usize].kept);
+            if needed == 0 {
+                continue;
+            }
+            let tables = &self.tables[side as usize];
+            self.bands.project(tables, needed, Bands::rows_of(band), stride)?;
+            self.stopwatch.mark(&codec.device, stream, "project")?;
+            let order = parts.sides[side as usize].at(self.words.pointer(), pointer(&tables.log_sigma));
+            let packed = [0, job.packed[0].next_multiple_of(ALIGN)][side as usize] as u64;
+            self.pack(codec, stream, side, (order, sinks[side as usize]), packed, (band, needed))?;
+            self.stopwatch.mark(&codec.device, stream, "pack")?;
+        }
+        Ok(())
+    }
+
+    fn gather(
+        &self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        side: Side,
+        tokens: &Tokens,
+        band: &Range<usize>,
+        stride: usize,
+    ) -> gpu::Result<()> {
+        let tables = &self.tables[side as usize];
+        let (gather, width) = codec.functions.gather.of(codec.layout.inv_freq.len());
+        let units = codec.widths.features / 2 / width;
+        let (of_slots, turns, mean) = (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
+        let (rows, bad) = (self.bands.halves.pointer(), self.words.pointer());
+        let (first, stride, value) = (tokens.first_token as u32, stride as u32, side as u32);
+        let (kv, scale, grid) = (tokens.kv, tables.row_scale, threads(units, band.len()));
+        // SAFETY: the view's pages hold the chunk's tokens, which was checked; the band has room for its rows.
+        unsafe { launch!(stream, gather, grid, kv, value, of_slots, first, turns, mean, scale, rows, stride, bad) }
+    }
+
+    fn pack(
+        &self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        side: Side,
+        (order, sink): (SideOrder, EscapeSink),
+        packed: u64,
+        (band, components): (&Range<usize>, usize),
+    ) -> gpu::Result<()> {
+        let [stride, first, slots, needed] =
+            [Bands::rows_of(band), band.start, band.len(), components].map(|n| n as u32);
+        let (y, scale) = (self.bands.sums.pointer(), pointer(&self.tables[side as usize].scale));
+        let packed = self.packed.pointer() + packed;
+        let counter = [Count::Escaped, Count::EscapedValues][side as usize] as usize;
+        let count = self.words.pointer() + (counter * size_of::<u32>()) as u64;
+        let EscapeSink { bits, found, capacity } = sink;
+        let grid = blocks(band.len().div_ceil(256), components.div_ceil(PACK_COMPONENTS));
+        let function = &codec.functions.pack;
+        // SAFETY: the order is that of this chunk, for whose symbols `packed` and the escapes' map were made.
+        unsafe {
+            launch!(
+                stream, function, grid, order, y, stride, first, slots, needed, scale, packed, bits, found, capacity, count
+            )
+        }
+    }
+
+    fn compare_first(&self, codec: &CudaCodec, stream: &Arc<CudaStream>, kv: KvView) -> gpu::Result<()> {
+        let Some(first) = &codec.first else { return Ok(()) };
+        let differs = self.words.pointer() + (Count::Differs as usize * size_of::<u32>()) as u64;
+        let (row, [keys, values], grid) = (pointer(&first.rows), first.tolerances, threads(codec.widths.features, 2));
+        // SAFETY: the plan's row has `[2, P]` elements, and the view holds token 0.
+        unsafe { launch!(stream, codec.functions.compare_first, grid, kv, row, keys, values, differs) }
+    }
+
+    /// Queues the payload's making from its parts; its header but for `payload_bytes`, its length, and where statistics change.
+    fn assemble(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: Job<'_>,
+        counts: &[u32; COUNTS.len()],
+    ) -> Result<(ChunkHeader, usize, Vec<usize>)> {
+        let starts_with_first = job.may_start_with_first && counts[Count::Differs as usize] == 0;
+        let entries = [Count::Entries, Count::EntriesValues].map(|count| counts[count as usize]);
+        let escaped = [Count::Escaped, Count::EscapedValues].map(|count| counts[count as usize]);
+        let exact = sent_exactly(&job.roles, starts_with_first);
+        let exact_bytes = exact.len() * codec.widths.features;
+        let lists = entries.map(|entries| entries as usize * ESCAPE_BYTES);
+        let sides = job.head.len() + 4 * exact_bytes;
+        let len = sides + job.packed.iter().sum::<usize>() + lists.iter().sum::<usize>();
+        let mut breaks = job.breaks.clone();
+        breaks.extend((1..=4).map(|part| job.head.len() + part * exact_bytes));
+        let payload = self.payload.reserve(&codec.device, stream, len)?;
+        let host = self.host_bytes.reserve(&codec.device, job.head.len())?;
+        host.as_mut_slice()?[..job.head.len()].copy_from_slice(&job.head);
+        host.copy_to(stream, job.head.len(), payload)?;
+        let base = self.payload.pointer();
+        take_exact(codec, stream, (job.kv, job.place.first_token), exact, base + job.head.len() as u64)?;
+        let mut at = sides;
+        let mut from = 0;
+        for side in [Side::Keys, Side::Values] {
+            let (bytes, order) = (job.packed[side as usize], &job.orders[side as usize]);
+            self.copy_packed(stream, from..from + bytes, at)?;
+            let mut end = at;
+            breaks.extend(order.runs.iter().map(|run| {
+                let packing = job.profile().space(side).classes.tables[run.table].packing;
+                end += packing.packed_len(run.symbols.len());
+                end
+            }));
+            from = (from + bytes).next_multiple_of(ALIGN);
+            at += bytes;
+            let list = &self.escapes[side as usize];
+            list.write(&codec.functions, stream, escaped[side as usize], entries[side as usize], base + at as u64)?;
+            at += lists[side as usize];
+            breaks.push(at);
+        }
+        self.stopwatch.mark(&codec.device, stream, "assemble")?;
+        let [key_escapes, value_escapes] = entries;
+        Ok((ChunkHeader { starts_with_first, key_escapes, value_escapes, ..job.header }, len, breaks))
+    }
+
+    fn copy_packed(&mut self, stream: &Arc<CudaStream>, from: Range<usize>, to: usize) -> Result<()> {
+        let (Some(packed), Some(payload)) = (self.packed.memory(), self.payload.memory_mut()) else { return Ok(()) };
+        if from.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: any bytes are u8, and the buffer has four for each word.
+        let Some(bytes) = (unsafe { packed.transmute::<u8>(packed.num_bytes()) }) else { return Ok(()) };
+        let mut to = payload.slice_mut(to..to + from.len());
+        Ok(stream.memcpy_dtod(&bytes.slice(from), &mut to).map_err(gpu::Error::from)?)
+    }
+
+    fn deflate(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        header: ChunkHeader,
+        len: usize,
+        breaks: &[usize],
+    ) -> Result<Vec<u8>> {
+        let host = self.host_bytes.reserve(&codec.device, len)?;
+        if let Some(payload) = self.payload.memory() {
+            host.copy_from(stream, len, payload)?;
+        }
+        stream.synchronize().map_err(gpu::Error::from)?;
+        write_chunk(header, &host.as_slice()?[..len], breaks)
+    }
+
+    fn bytes(&self) -> usize {
+        let lists = self.escapes.iter().map(EscapeList::bytes).sum::<usize>();
+        lists + self.bands.bytes() + self.words.bytes() + self.packed.bytes() + self.payload.bytes()
+    }
+}
+
+/// Queues the copy of exact tokens to the payload.
+fn take_exact(
+    codec: &CudaCodec,
+    stream: &Arc<CudaStream>,
+    (kv, first_token): (KvView, usize),
+    tokens: Range<usize>,
+    to: u64,
+) -> gpu::Result<()> {
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    let elements = tokens.len() * codec.widths.features;
+    let [first, count, elements_word] = [first_token + tokens.start, tokens.len(), elements].map(|n| n as u32);
+    let grid = threads(elements, 2);
+    // SAFETY: the view's pages hold the tokens, the payload has room for two bytes an element and side.
+    unsafe { launch!(stream, codec.functions.take_exact, grid, kv, first, count, elements_word, to) }
+}
+
+/// Refuses ids that have no features.
+pub(super) fn check_ids(codec: &CudaCodec, ids: &[u32]) -> Result<()> {
+    let vocabulary = codec.features.as_ref().ok_or(Error::FeaturesMissing)?.vocabulary();
+    match ids.iter().find(|&&id| id as usize >= vocabulary) {
+        Some(id) => {
+            Err(Error::corrupt("token ids", format!("{id} is outside of the vocabulary of {vocabulary}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Kernels count symbols, and the bytes that they take, in 32 bits.
+pub(super) fn check_size(orders: [&Order; 2]) -> Result<()> {
+    const MOST: u64 = u32::MAX as u64 / 2;
+    match orders.iter().map(|order| order.symbols as u64).find(|&symbols| symbols > MOST) {
+        Some(got) => Err(Error::LimitExceeded { what: "symbols of one side of a chunk", limit: MOST, got }),
+        None => Ok(()),
+    }
+}
