@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use node::{Loaded, NodeArgs, Runtime};
+use node::compute::Sizes;
+use node::{DeviceChoice, Loaded, NodeArgs, Runtime, Served};
 use service::Shutdown;
 use transport::{Authority, Identity};
 
@@ -47,6 +48,21 @@ impl Options {
     }
 }
 
+/// Where the nodes' model comes from.
+#[derive(Debug, Clone)]
+pub enum Models {
+    /// All nodes share it, on the CPU.
+    Host(Arc<Loaded>),
+    /// Every node loads the options' model to this device for itself.
+    Device(DeviceChoice),
+}
+
+impl From<&Arc<Loaded>> for Models {
+    fn from(loaded: &Arc<Loaded>) -> Self {
+        Self::Host(Arc::clone(loaded))
+    }
+}
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct LocalCluster {
@@ -57,7 +73,7 @@ pub struct LocalCluster {
     /// Its decode nodes.
     pub decode: Vec<Runtime>,
     authority: Authority,
-    loaded: Arc<Loaded>,
+    models: Models,
     options: Options,
     url: String,
     shutdown: Shutdown,
@@ -68,13 +84,18 @@ impl LocalCluster {
     ///
     /// # Errors
     /// When an address is taken or the nodes do not find together in time.
-    pub async fn start(loaded: &Arc<Loaded>, options: Options, shutdown: Shutdown) -> anyhow::Result<Self> {
+    pub async fn start(
+        models: impl Into<Models>,
+        options: Options,
+        shutdown: Shutdown,
+    ) -> anyhow::Result<Self> {
+        let models = models.into();
         let authority = Authority::new()?;
-        let router = start_router(&options, loaded, &authority.issue("router")?, shutdown.clone()).await?;
+        let router = start_router(&options, &models, &authority.issue("router")?, shutdown.clone()).await?;
         let url = format!("http://{}", router.http);
-        let (loaded, nodes) = (Arc::clone(loaded), (options.prefill_nodes, options.decode_nodes));
+        let nodes = (options.prefill_nodes, options.decode_nodes);
         let mut cluster =
-            Self { router, prefill: vec![], decode: vec![], authority, loaded, options, url, shutdown };
+            Self { router, prefill: vec![], decode: vec![], authority, models, options, url, shutdown };
         for _ in 0..nodes.1 {
             cluster.add_decode(|_| {}).await?;
         }
@@ -112,7 +133,7 @@ impl LocalCluster {
         adjust(&mut config);
         let identity = self.identity("prefill")?;
         let node =
-            prefill_node::start(&config, Arc::clone(&self.loaded), &identity, self.node_shutdown()).await?;
+            prefill_node::start(&config, self.served(&config.node)?, &identity, self.node_shutdown()).await?;
         self.prefill.push(node.clone());
         Ok(node)
     }
@@ -129,7 +150,7 @@ impl LocalCluster {
         adjust(&mut config);
         let identity = self.identity("decode")?;
         let node =
-            decode_node::start(&config, Arc::clone(&self.loaded), &identity, self.node_shutdown()).await?;
+            decode_node::start(&config, self.served(&config.node)?, &identity, self.node_shutdown()).await?;
         self.decode.push(node.clone());
         Ok(node)
     }
@@ -168,6 +189,17 @@ impl LocalCluster {
         self.router.finished().await;
     }
 
+    fn served(&self, args: &NodeArgs) -> anyhow::Result<Arc<Served>> {
+        let served = match &self.models {
+            Models::Host(loaded) => Served::on_host(Arc::clone(loaded)),
+            Models::Device(device) => {
+                let model_id = node::args::served_name(None, &args.model);
+                Served::load(*device, &args.model, args.plan.as_deref(), model_id, Sizes::of(args))?
+            }
+        };
+        Ok(Arc::new(served))
+    }
+
     fn node_args(&self) -> NodeArgs {
         NodeArgs::local(&self.options.model, self.router.quic)
     }
@@ -179,11 +211,15 @@ impl LocalCluster {
 
 async fn start_router(
     options: &Options,
-    loaded: &Loaded,
+    models: &Models,
     identity: &Identity,
     shutdown: Shutdown,
 ) -> anyhow::Result<router::Running> {
     let config = router::Config { http: options.listen, ..options.router.clone() };
-    let model = router::RouterModel::load(&options.model, Some(&loaded.model_id))?;
+    let model_id = match models {
+        Models::Host(loaded) => Some(loaded.model_id.as_str()),
+        Models::Device(_) => None,
+    };
+    let model = router::RouterModel::load(&options.model, model_id)?;
     router::start(&config, model, identity, shutdown).await.context("cannot start the router")
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::{bench, calibrate, certs, demo, eval, health, inspect};
+use crate::{bench, calibrate, certs, demo, eval, health, inspect, synth};
 
 /// Disaggregated prefill/decode serving with a coded KV cache.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ enum Command {
     Eval(eval::Args),
     /// Show what a plan or coded chunks hold, byte by byte.
     Inspect(inspect::Args),
+    /// Write a model of a real model's shape with random weights, to measure at that size.
+    SynthModel(synth::Args),
     /// Ask a router or node whether it can take work.
     Health(health::Args),
 }
@@ -67,6 +69,7 @@ fn run() -> anyhow::Result<()> {
             Command::Bench(args) => bench::run(args).await,
             Command::Eval(args) => eval::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::SynthModel(args) => synth::run(args),
             Command::Health(args) => health::run(args).await,
         }
     })

@@ -12,7 +12,8 @@ use comfy_table::{CellAlignment, Table};
 use half::bf16;
 use model::{KvCache, Sampling};
 use node::args::default_model_dir;
-use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, pieces, shifts};
+use node::compute::Received;
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, pieces};
 use node::{Loaded, PromptPass};
 use openai::Tokenizer;
 use rand::SeedableRng;
@@ -111,7 +112,8 @@ fn write_sample(args: &Args, kind: CodecKind) -> anyhow::Result<()> {
     let mut cache: KvCache<bf16> = KvCache::new(loaded.llama.config(), tokens.len());
     let mut pass = PromptPass::new(tokens, CHUNK).collecting(loaded.layer_weights());
     while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
-    let shifts = pass.into_received().filter(|_| kind == CodecKind::Kvtc).map(|received| shifts(&received));
+    let received = pass.into_received().filter(|_| kind == CodecKind::Kvtc);
+    let shifts = received.map(Received::shifts).transpose()?;
     let longest = if shifts.is_some() { AFTER_CHUNK_TOKENS } else { CHUNK };
     for tokens in pieces(cache.len(), longest) {
         let shifts = shifts.as_ref().map(|shifts| &shifts[tokens.clone()]);

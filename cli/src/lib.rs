@@ -15,3 +15,4 @@ pub mod inspect;
 pub mod output;
 mod plot;
 pub mod prompts;
+pub mod synth;

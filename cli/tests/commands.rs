@@ -10,7 +10,7 @@ fn kvferry(args: &[&str]) -> std::process::Output {
 #[test]
 fn help_names_every_command() {
     let help = String::from_utf8(kvferry(&["--help"]).stdout).unwrap();
-    for command in ["demo", "certs", "calibrate", "eval", "bench", "inspect", "health"] {
+    for command in ["demo", "certs", "calibrate", "eval", "bench", "inspect", "synth-model", "health"] {
         assert!(help.contains(command), "{help}");
     }
 }

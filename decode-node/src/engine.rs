@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::{LogitsOf, Sequence};
+use node::compute::{Runner, Step};
 use node::failure::{EngineFault, internal};
 use node::prompt::{Progress, PromptPass};
 use node::units::ms;
-use node::{Loaded, StartError};
+use node::{Served, StartError};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use transport::message::{Failure, FinishReason, PrefillStats};
@@ -47,7 +47,7 @@ enum Start {
 /// A session in the batch.
 struct Active {
     session: Session,
-    last: [u32; 1],
+    last: u32,
     out: mpsc::Sender<Event>,
 }
 
@@ -61,14 +61,15 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the thread; `sessions` is the most that can be alive at once.
     pub(crate) fn start(
-        loaded: Arc<Loaded>,
+        served: Arc<Served>,
         chunk: usize,
         sessions: usize,
         metrics: Metrics,
         shutdown: Shutdown,
     ) -> Result<Self, StartError> {
         let (jobs, waiting) = mpsc::channel(sessions);
-        let mut batch = Batch { loaded, metrics, active: Vec::new(), local: VecDeque::new() };
+        let runner = served.runner().map_err(|failure| StartError::Flag(failure.message))?;
+        let mut batch = Batch { runner, served, metrics, active: Vec::new(), local: VecDeque::new() };
         std::thread::Builder::new()
             .name("decode-engine".into())
             .spawn(move || {
@@ -106,7 +107,8 @@ impl Engine {
 }
 
 struct Batch {
-    loaded: Arc<Loaded>,
+    runner: Runner,
+    served: Arc<Served>,
     metrics: Metrics,
     active: Vec<Active>,
     local: VecDeque<Job>,
@@ -143,13 +145,13 @@ impl Batch {
             Some(reason) => finish(session, reason, &out),
             None => {
                 session.advance(State::Decoding);
-                self.active.push(Active { session, last: [first_token], out });
+                self.active.push(Active { session, last: first_token, out });
             }
         }
     }
 
     fn end_after(&self, session: &Session, token: u32) -> Option<FinishReason> {
-        let eos = !session.ignore_eos && self.loaded.llama.config().eos_token_ids.contains(&token);
+        let eos = !session.ignore_eos && self.served.config.eos_token_ids.contains(&token);
         let full = session.generated >= session.max_tokens;
         if eos { Some(FinishReason::Stop) } else { full.then_some(FinishReason::Length) }
     }
@@ -164,20 +166,17 @@ impl Batch {
         let mut batch: Vec<_> = self
             .active
             .iter_mut()
-            .map(|a| Sequence { cache: &mut a.session.slot.cache, tokens: &a.last, received: None })
+            .map(|a| Step { token: a.last, sampling: a.session.sampling, cache: &mut a.session.slot.cache })
             .collect();
-        let logits = match self.loaded.llama.forward(&mut batch, LogitsOf::LastToken) {
-            Ok(logits) => logits,
+        let tokens = match self.runner.step(&mut batch) {
+            Ok(tokens) => tokens,
             Err(error) => return self.fail_all(&error),
         };
         self.metrics.steps.inc();
         self.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
         self.metrics.generated_tokens.inc_by(self.active.len() as u64);
-        let vocab = self.loaded.llama.config().vocab_size;
-        for (mut active, row) in std::mem::take(&mut self.active).into_iter().zip(logits.chunks_exact(vocab))
-        {
-            let token = active.session.sampling.draw(row, active.session.slot.cache.len());
-            active.last = [token];
+        for (mut active, token) in std::mem::take(&mut self.active).into_iter().zip(tokens) {
+            active.last = token;
             active.session.generated += 1;
             // A closed channel is found at the next step's head.
             drop(active.out.try_send(Event::Token(token)));
@@ -203,7 +202,7 @@ impl Batch {
         queued.get_or_insert_with(|| arrived.elapsed());
         let started = Instant::now();
         let session = &mut job.session;
-        match pass.advance(&self.loaded.llama, &mut session.slot.cache, &session.sampling) {
+        match self.runner.advance(pass, &mut session.slot.cache, &session.sampling) {
             Err(error) => drop(job.out.try_send(Event::Failed(internal(error)))),
             Ok((range, progress)) => {
                 *computed += started.elapsed();

@@ -22,7 +22,7 @@ mod tickets;
 
 use std::sync::Arc;
 
-use node::{Loaded, Runtime, StartError};
+use node::{Runtime, Served, StartError};
 use service::Shutdown;
 use tracing::info;
 use transport::Identity;
@@ -36,14 +36,14 @@ pub use config::Config;
 /// For addresses that cannot be listened on and flags that make no sense.
 pub async fn start(
     config: &Config,
-    loaded: Arc<Loaded>,
+    served: Arc<Served>,
     identity: &Identity,
     shutdown: Shutdown,
 ) -> Result<Runtime, StartError> {
-    let runtime = Runtime::bind(&config.node, Role::Decode, loaded, identity, shutdown).await?;
+    let runtime = Runtime::bind(&config.node, Role::Decode, served, identity, shutdown).await?;
     let server = server::Server::new(config, &runtime)?;
     let intake = receive::Intake {
-        loaded: Arc::clone(&runtime.loaded),
+        served: Arc::clone(&runtime.served),
         tickets: server.tickets.clone(),
         silence: config.kv_silence(),
         shutdown: runtime.shutdown.clone(),
@@ -51,14 +51,14 @@ pub async fn start(
     tokio::spawn(intake.accept_peers(runtime.endpoint.clone()));
     let register = Register {
         kv_address: Some(config.advertise.unwrap_or(runtime.quic_address)),
-        max_session_tokens: config.node.max_session_tokens(&runtime.loaded),
+        max_session_tokens: config.node.max_session_tokens(&runtime.served),
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
-        chunk_tokens: config.node.chunk_tokens,
+        chunk_tokens: config.node.chunk_tokens(),
         after_chunk_tokens: 0,
     };
     let load = server.load();
-    info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.loaded.model_id, "decode node is up");
+    info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.served.model_id, "decode node is up");
     runtime.join(config.node.router.clone(), register, load, move |stream| server.serve(stream));
     Ok(runtime)
 }

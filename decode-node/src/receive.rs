@@ -7,7 +7,7 @@ use std::time::Duration;
 use codec::{CodecKind, Coding};
 use node::failure::{fail, internal, invalid, transfer};
 use node::units::ms;
-use node::{KvDigest, Loaded};
+use node::{KvDigest, Served};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -26,7 +26,7 @@ const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
 /// What receiving needs; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Intake {
-    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) served: Arc<Served>,
     pub(crate) tickets: Tickets,
     pub(crate) silence: Duration,
     pub(crate) shutdown: Shutdown,
@@ -80,7 +80,7 @@ impl Intake {
         };
         let Pending { session, mut outcome } = pending;
         let prompt_tokens = session.prompt_tokens;
-        let (chunks, import) = import::start(Arc::clone(&self.loaded), session, coding);
+        let (chunks, import) = import::start(Arc::clone(&self.served), session, coding);
         let result = tokio::select! {
             result = self.take_chunks(&mut stream.receiver, chunks, import) => result,
             // Dropping the stream stops it: the prefill node learns at once.
@@ -92,7 +92,7 @@ impl Intake {
                 let transfer = Transfer {
                     coding: Some(announced),
                     prefill_node: Some(node),
-                    raw_bytes: (prompt_tokens * self.loaded.layout.bytes_per_token()) as u64,
+                    raw_bytes: (prompt_tokens * self.served.layout.bytes_per_token()) as u64,
                     wire_bytes: stream.receiver.bytes_read(),
                     wire_ms: ms(stream.receiver.receive_time()),
                     decode_ms: ms(complete.decoded),
@@ -166,7 +166,7 @@ impl Intake {
         if digest.finish() != (count, sum) {
             return Err(transfer("the digest over the chunks differs from the sender's"));
         }
-        if first_token as usize >= self.loaded.llama.config().vocab_size {
+        if first_token as usize >= self.served.config.vocab_size {
             return Err(transfer(format!("first token {first_token} is outside of the vocabulary")));
         }
         Ok((session, Complete { first_token, stats, decoded }))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, internal, invalid};
-use node::{Capacity, Loaded, Runtime, StartError};
+use node::{Capacity, Runtime, Served, StartError};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tracing::{Instrument, info, info_span, warn};
@@ -28,7 +28,7 @@ const ENGINE_DEADLINE: Duration = Duration::from_secs(120);
 /// The node's request handling; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    loaded: Arc<Loaded>,
+    served: Arc<Served>,
     slots: SlotPool,
     pub(crate) tickets: Tickets,
     engine: Engine,
@@ -59,21 +59,20 @@ impl From<SendError> for Broken {
 impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
         let metrics = Metrics::new(&runtime.registry);
-        let loaded = Arc::clone(&runtime.loaded);
-        let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens as usize);
-        let (shared, shutdown) = (Arc::clone(&loaded), runtime.shutdown.clone());
+        let served = Arc::clone(&runtime.served);
+        let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens() as usize);
+        let (shared, shutdown) = (Arc::clone(&served), runtime.shutdown.clone());
         let engine = Engine::start(shared, chunk, sessions as usize, metrics.clone(), shutdown)?;
-        let model = loaded.llama.config().clone();
         let capacity = Capacity::new(sessions, config.node.kv_capacity_tokens);
         Ok(Self {
-            slots: SlotPool::new(model, capacity, metrics.kv_used_tokens.clone()),
+            slots: SlotPool::new(Arc::clone(&served), capacity, metrics.kv_used_tokens.clone()),
             tickets: Tickets::default(),
             engine,
             metrics,
-            max_session_tokens: config.node.max_session_tokens(&loaded),
+            max_session_tokens: config.node.max_session_tokens(&served),
             transfer_deadline: config.transfer_deadline(),
             shutdown: runtime.shutdown.clone(),
-            loaded,
+            served,
         })
     }
 
@@ -145,7 +144,7 @@ impl Server {
             }
             KvSource::Local { token_ids } => {
                 router.send(&FromDecode::Reserved { ticket: Ticket::random() }).await?;
-                let raw_bytes = (token_ids.len() * self.loaded.layout.bytes_per_token()) as u64;
+                let raw_bytes = (token_ids.len() * self.served.layout.bytes_per_token()) as u64;
                 let events = self.engine.prefill_and_decode(session, token_ids).await;
                 self.relay(events, Some(raw_bytes), router).await
             }
@@ -165,7 +164,7 @@ impl Server {
             return Err(invalid(message));
         }
         if let KvSource::Local { token_ids } = &reserve.source {
-            let vocab = self.loaded.llama.config().vocab_size;
+            let vocab = self.served.config.vocab_size;
             if token_ids.len() != prompt as usize || token_ids.iter().any(|id| *id as usize >= vocab) {
                 return Err(invalid("the prompt's token ids do not fit its length or the vocabulary"));
             }

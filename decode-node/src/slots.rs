@@ -1,16 +1,17 @@
 //! KV capacity: a session reserves room for its prompt and everything it may generate before any work is done for it,
 //! so that no running session can run out; dropping the slot gives the room back.
 
-use half::bf16;
-use model::{Config, KvCache};
-use node::{Admitted, Capacity};
+use std::sync::Arc;
+
+use node::compute::Cache;
+use node::{Admitted, Capacity, Served};
 use prometheus_client::metrics::gauge::Gauge;
 use transport::message::Failure;
 
 /// The node's capacity; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct SlotPool {
-    model: Config,
+    served: Arc<Served>,
     capacity: Capacity,
     used_tokens: Gauge,
 }
@@ -19,7 +20,7 @@ pub(crate) struct SlotPool {
 #[derive(Debug)]
 pub(crate) struct Slot {
     // Fields are dropped in this order: memory first, then the room is given back, then the gauge says so.
-    pub(crate) cache: KvCache<bf16>,
+    pub(crate) cache: Cache,
     _admitted: Admitted,
     _used: Used,
 }
@@ -32,8 +33,8 @@ struct Used {
 }
 
 impl SlotPool {
-    pub(crate) fn new(model: Config, capacity: Capacity, used_tokens: Gauge) -> Self {
-        Self { model, capacity, used_tokens }
+    pub(crate) fn new(served: Arc<Served>, capacity: Capacity, used_tokens: Gauge) -> Self {
+        Self { served, capacity, used_tokens }
     }
 
     /// Room for a session of `tokens`, or a refusal with what is free.
@@ -41,7 +42,7 @@ impl SlotPool {
         let admitted = self.capacity.admit(tokens)?;
         let used = Used { gauge: self.used_tokens.clone(), tokens: i64::from(tokens) };
         used.gauge.inc_by(used.tokens);
-        let cache = KvCache::new(&self.model, tokens as usize);
+        let cache = self.served.cache(tokens as usize)?;
         Ok(Slot { cache, _admitted: admitted, _used: used })
     }
 }

@@ -16,6 +16,7 @@ mod error;
 mod gemm;
 mod graph;
 mod kernels;
+mod page_map;
 mod pages;
 mod pinned;
 
@@ -28,5 +29,6 @@ pub use error::{Error, Result};
 pub use gemm::{Element, Gemm, Operand, Product};
 pub use graph::Graph;
 pub use kernels::Kernels;
+pub use page_map::PageMap;
 pub use pages::{KvPages, KvPool, KvShape, KvView, PAGE_TOKENS};
 pub use pinned::Pinned;

@@ -60,7 +60,22 @@ impl<T: DeviceRepr + ValidAsZeroBits> Pinned<T> {
     /// # Errors
     /// For more elements than either has.
     pub fn copy_to(&self, stream: &CudaStream, len: usize, to: &mut CudaSlice<T>) -> Result<()> {
-        check(len, self.len(), to.len())?;
+        self.copy_to_range(stream, len, to, 0)
+    }
+
+    /// Queues a copy of the first `len` elements to those of `to` from `start` on. The memory must not be written until `stream` is
+    /// through.
+    ///
+    /// # Errors
+    /// For more elements than either has.
+    pub fn copy_to_range(
+        &self,
+        stream: &CudaStream,
+        len: usize,
+        to: &mut CudaSlice<T>,
+        start: usize,
+    ) -> Result<()> {
+        check(len, self.len(), to.len().saturating_sub(start))?;
         if len == 0 {
             return Ok(());
         }
@@ -68,6 +83,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Pinned<T> {
         unsafe {
             let (from, (to, _guard)) =
                 (self.memory.as_ptr()?, cudarc::driver::DevicePtrMut::device_ptr_mut(to, stream));
+            let to = to + (start * size_of::<T>()) as u64;
             sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len * size_of::<T>(), stream.cu_stream()).result()?;
         }
         Ok(())

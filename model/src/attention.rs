@@ -32,7 +32,7 @@ pub struct ReceivedAttention {
     /// One sum per token over the nearest queries.
     pub nearest: Vec<f32>,
     /// What a layer's attention counts; 1 where there is no entry.
-    layer_weights: Vec<f32>,
+    pub(crate) layer_weights: Vec<f32>,
 }
 
 impl ReceivedAttention {

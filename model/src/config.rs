@@ -125,6 +125,33 @@ impl Config {
         Ok(config)
     }
 
+    /// The shape of Llama 3.2 1B, for measurements without its checkpoint.
+    #[must_use]
+    pub fn llama_3_2_1b() -> Self {
+        Self {
+            hidden_size: 2048,
+            intermediate_size: 8192,
+            vocab_size: 128_256,
+            layers: 16,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 64,
+            rms_norm_eps: 1e-5,
+            rope: Rope {
+                theta: 500_000.0,
+                scaling: Some(Llama3Scaling {
+                    factor: 32.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_position_embeddings: 8192,
+                }),
+            },
+            max_position_embeddings: 131_072,
+            tie_word_embeddings: true,
+            eos_token_ids: vec![128_001, 128_008, 128_009],
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let disk: OnDisk = serde_json::from_str(text).map_err(|e| e.to_string())?;
         disk.refuse_unsupported()?;

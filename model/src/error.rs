@@ -82,6 +82,20 @@ pub enum Error {
     /// An argument no caller should pass.
     #[error("invalid argument: {0}")]
     InvalidArgument(String),
+    /// A tensor is of a type that cannot be run.
+    #[error(
+        "tensor `{name}` is of type {got}; F32, F16 and BF16 are supported, save the checkpoint as one of them"
+    )]
+    ElementType {
+        /// Name by Hugging Face's convention.
+        name: String,
+        /// From the file.
+        got: String,
+    },
+    /// The device failed, or there is none.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] gpu::Error),
     /// The tensor library failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

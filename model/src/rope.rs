@@ -51,6 +51,12 @@ impl RopeTable {
         self.cos.len() / self.half
     }
 
+    /// Cosines and sines.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Turns one head's vector `x` `[head_dim]` to `position`, writing `out` `[head_dim]`.
     ///
     /// # Panics

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device};
+use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -62,16 +63,25 @@ impl Weights {
         Ok(shards)
     }
 
-    /// One tensor's elements as f32, row-major, its shape checked.
+    /// One tensor as it lies in its file, little-endian and row-major, its shape checked.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::Shape`], or a dtype that cannot be widened.
-    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// [`Error::MissingTensor`] or [`Error::Shape`].
+    pub fn view(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let missing = |_| Error::MissingTensor { path: self.dir.clone(), name: name.into() };
         let view = self.files.get(name).map_err(missing)?;
         if view.shape() != shape {
             return Err(Error::Shape { name: name.into(), expected: shape.into(), got: view.shape().into() });
         }
+        Ok(view)
+    }
+
+    /// One tensor's elements as f32, row-major, its shape checked.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::Shape`], or a dtype that cannot be widened.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.view(name, shape)?;
         let tensor = self.files.load(name, &Device::Cpu)?.to_dtype(DType::F32)?;
         Ok(tensor.flatten_all()?.to_vec1()?)
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use service::HostPort;
 
-use crate::loaded::Loaded;
+use crate::compute::{DeviceChoice, Served};
 
 /// To be flattened into a node's own flags.
 #[derive(Debug, Clone, Args)]
@@ -18,6 +18,9 @@ pub struct NodeArgs {
     /// Calibrated plan of the model [default: plan.kvtc in the model directory, where there is one].
     #[arg(long, env = "KVFERRY_PLAN")]
     pub plan: Option<PathBuf>,
+    /// Where model and codec run: cpu, cuda, or cuda:N for the GPU of that number. A GPU needs a build with CUDA (docs/gpu.md).
+    #[arg(long, env = "KVFERRY_DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
     /// Model id towards clients [default: name of the model directory].
     #[arg(long, env = "KVFERRY_SERVED_MODEL_NAME")]
     pub served_model_name: Option<String>,
@@ -42,9 +45,9 @@ pub struct NodeArgs {
     /// Let `PUT /link` on the admin face change that speed while the node runs, as `kvferry bench cluster` does.
     #[arg(long, env = "KVFERRY_LINK_ADMIN")]
     pub link_admin: bool,
-    /// Tokens of a prompt that are run, coded and sent as one chunk.
-    #[arg(long, env = "KVFERRY_CHUNK_TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
-    pub chunk_tokens: u32,
+    /// Tokens of a prompt that are run, coded and sent as one chunk [default: 256 on the CPU, 1024 on a GPU].
+    #[arg(long, env = "KVFERRY_CHUNK_TOKENS", value_parser = clap::value_parser!(u32).range(16..=8192))]
+    pub chunk_tokens: Option<u32>,
     /// Prompts or sessions taken at once; more are refused as busy.
     #[arg(long, env = "KVFERRY_MAX_NUM_SEQS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_num_seqs: u32,
@@ -64,6 +67,7 @@ impl NodeArgs {
         Self {
             model: model.to_owned(),
             plan: None,
+            device: DeviceChoice::Cpu,
             served_model_name: None,
             router: router.into(),
             certs: PathBuf::new(),
@@ -72,17 +76,27 @@ impl NodeArgs {
             admin_listen: any_port,
             link_gbps: 0.0,
             link_admin: false,
-            chunk_tokens: 256,
+            chunk_tokens: None,
             max_num_seqs: 64,
             kv_capacity_tokens: 65_536,
             max_model_len: None,
         }
     }
 
+    /// Tokens of a prompt that go together: as asked for, otherwise what the device is quick with.
+    #[must_use]
+    pub fn chunk_tokens(&self) -> u32 {
+        let usual = match self.device {
+            DeviceChoice::Cpu => 256,
+            DeviceChoice::Cuda(_) => 1024,
+        };
+        self.chunk_tokens.unwrap_or(usual)
+    }
+
     /// Longest prompt plus generation that the node takes with this model.
     #[must_use]
-    pub fn max_session_tokens(&self, loaded: &Loaded) -> u32 {
-        let made_for = loaded.llama.config().max_position_embeddings as u32;
+    pub fn max_session_tokens(&self, served: &Served) -> u32 {
+        let made_for = served.config.max_position_embeddings as u32;
         self.max_model_len.map_or(made_for, |asked| asked.min(made_for)).min(self.kv_capacity_tokens)
     }
 }

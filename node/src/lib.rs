@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod capacity;
+pub mod compute;
 pub mod digest;
 pub mod failure;
 pub mod features;
@@ -21,6 +22,7 @@ pub mod units;
 
 pub use args::NodeArgs;
 pub use capacity::{Admitted, Capacity};
+pub use compute::{DeviceChoice, Served};
 pub use digest::KvDigest;
 pub use loaded::{LoadError, Loaded};
 pub use membership::Membership;

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use codec::{Coding, Decoder, Encoder, KvLayout, Limits, Plan, TokenFeatures};
-use model::Llama;
-use transport::ids::NodeId;
-use transport::message::{Hello, ModelIdentity, Role};
+use model::{Config, Llama};
+use transport::message::ModelIdentity;
 
 use crate::args::served_name;
 use crate::features::Vocabulary;
@@ -50,6 +49,19 @@ pub enum LoadError {
         /// What the codec said.
         source: codec::Error,
     },
+    /// A GPU was asked for that this build cannot use.
+    #[error(
+        "this binary is built without CUDA; build it with `--features cuda` (docs/gpu.md), or run with --device cpu"
+    )]
+    NotBuilt,
+    /// The GPU.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] gpu::Error),
+    /// The codec on the GPU.
+    #[cfg(feature = "cuda")]
+    #[error("the codec cannot use the GPU: {0}")]
+    Codec(#[from] codec::Error),
 }
 
 impl Loaded {
@@ -59,10 +71,7 @@ impl Loaded {
     /// For a directory that is no Llama, or a plan that is damaged or of another model.
     pub fn load(model_dir: &Path, plan: Option<&Path>, model_id: String) -> Result<Self, LoadError> {
         let mut loaded = Self::without_plan(model_dir)?;
-        let beside = model_dir.join(PLAN_FILE);
-        let path = plan.map(Path::to_owned).or_else(|| beside.exists().then_some(beside));
-        let read = |path: PathBuf| read_plan(&path, &loaded.layout, loaded.llama.fingerprint());
-        loaded.plan = path.map(read).transpose()?.map(Arc::new);
+        loaded.plan = find_plan(model_dir, plan, &loaded.layout, loaded.llama.fingerprint())?;
         loaded.model_id = model_id;
         Ok(loaded)
     }
@@ -73,7 +82,7 @@ impl Loaded {
     /// For a directory that is no Llama.
     pub fn without_plan(model_dir: &Path) -> Result<Self, LoadError> {
         let llama = Arc::new(Llama::load(model_dir)?);
-        let layout = layout(&llama);
+        let layout = layout(llama.config(), llama.inv_freq());
         Ok(Self { model_id: served_name(None, model_dir), llama, layout, plan: None })
     }
 
@@ -108,40 +117,44 @@ impl Loaded {
     pub fn token_features(&self) -> Arc<dyn TokenFeatures> {
         Arc::new(Vocabulary(Arc::clone(&self.llama)))
     }
+}
 
-    /// What peers compare before a cache may pass between them.
-    #[must_use]
-    pub fn identity(&self) -> ModelIdentity {
-        let config = self.llama.config();
-        ModelIdentity {
-            model_id: self.model_id.clone(),
-            fingerprint: self.llama.fingerprint(),
-            kv_dtype: "bf16".into(),
-            layers: config.layers as u32,
-            kv_heads: config.kv_heads as u32,
-            head_dim: config.head_dim as u32,
-            plan_id: self.plan.as_ref().map(|plan| plan.id().0),
-            kv_format_versions: vec![codec::FORMAT_VERSION],
-        }
-    }
-
-    /// A node's first message on every connection.
-    #[must_use]
-    pub fn hello(&self, node: NodeId, role: Role) -> Hello {
-        Hello::new(node, role, self.identity())
+/// What peers compare before a cache may pass between them.
+pub(crate) fn identity(
+    model_id: &str,
+    config: &Config,
+    fingerprint: [u8; 16],
+    plan: Option<&Plan>,
+) -> ModelIdentity {
+    ModelIdentity {
+        model_id: model_id.to_owned(),
+        fingerprint,
+        kv_dtype: "bf16".into(),
+        layers: config.layers as u32,
+        kv_heads: config.kv_heads as u32,
+        head_dim: config.head_dim as u32,
+        plan_id: plan.map(|plan| plan.id().0),
+        kv_format_versions: vec![codec::FORMAT_VERSION],
     }
 }
 
 /// What the codec has to know of a model's cache.
 #[must_use]
-pub fn layout(llama: &Llama) -> KvLayout {
-    let config = llama.config();
-    KvLayout {
-        layers: config.layers,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        inv_freq: llama.inv_freq().to_vec(),
-    }
+pub fn layout(config: &Config, inv_freq: &[f32]) -> KvLayout {
+    let (layers, kv_heads, head_dim) = (config.layers, config.kv_heads, config.head_dim);
+    KvLayout { layers, kv_heads, head_dim, inv_freq: inv_freq.to_vec() }
+}
+
+/// The plan that was named, or the model directory's own if it has one.
+pub(crate) fn find_plan(
+    model_dir: &Path,
+    named: Option<&Path>,
+    layout: &KvLayout,
+    fingerprint: [u8; 16],
+) -> Result<Option<Arc<Plan>>, LoadError> {
+    let beside = model_dir.join(PLAN_FILE);
+    let path = named.map(Path::to_owned).or_else(|| beside.exists().then_some(beside));
+    Ok(path.map(|path| read_plan(&path, layout, fingerprint)).transpose()?.map(Arc::new))
 }
 
 fn read_plan(path: &Path, layout: &KvLayout, fingerprint: [u8; 16]) -> Result<Plan, LoadError> {

@@ -9,7 +9,7 @@ use transport::Identity;
 use transport::message::Role;
 
 use crate::args::{NodeArgs, served_name};
-use crate::loaded::Loaded;
+use crate::compute::{Served, Sizes};
 use crate::runtime::{Runtime, StartError};
 
 /// Runs a node that `start` brings up until it is told to end.
@@ -17,15 +17,16 @@ pub fn run(
     role: Role,
     args: &NodeArgs,
     common: &CommonArgs,
-    start: impl AsyncFnOnce(Arc<Loaded>, &Identity, Shutdown) -> Result<Runtime, StartError>,
+    start: impl AsyncFnOnce(Arc<Served>, &Identity, Shutdown) -> Result<Runtime, StartError>,
 ) -> ExitCode {
     let name = role.name();
     let body = async {
         let identity = Identity::load(&args.certs, name)?;
         let model_id = served_name(args.served_model_name.as_deref(), &args.model);
-        let loaded = Loaded::load(&args.model, args.plan.as_deref(), model_id)?;
+        let plan = args.plan.as_deref();
+        let served = Served::load(args.device, &args.model, plan, model_id, Sizes::of(args))?;
         let shutdown = Shutdown::on_signals(common.grace()).map_err(StartError::Signals)?;
-        start(Arc::new(loaded), &identity, shutdown).await?.finished().await;
+        start(Arc::new(served), &identity, shutdown).await?.finished().await;
         Ok::<_, StartError>(())
     };
     service::process::run(common, args.admin_listen, &format!("this {name} node cannot start"), body)

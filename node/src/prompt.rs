@@ -7,6 +7,8 @@ use codec::{KvBlock, importance};
 use half::bf16;
 use model::{KvCache, Llama, LogitsOf, ReceivedAttention, Sampling, Sequence};
 
+use crate::compute::Received;
+
 /// Tokens of a chunk that is coded after its prompt, by default: longer ones code hardly better, shorter ones start sending sooner.
 pub const AFTER_CHUNK_TOKENS: usize = 2048;
 
@@ -15,7 +17,10 @@ pub const AFTER_CHUNK_TOKENS: usize = 2048;
 pub struct PromptPass {
     tokens: Vec<u32>,
     chunk: usize,
-    received: Option<ReceivedAttention>,
+    /// What each layer's attention counts, where it is summed up.
+    layer_weights: Option<Vec<f32>>,
+    /// The sums so far, made where the model runs when it starts.
+    received: Option<Received>,
 }
 
 /// What is left to do after a chunk.
@@ -31,22 +36,20 @@ impl PromptPass {
     /// A pass over `tokens`, `chunk` of them at a time.
     #[must_use]
     pub fn new(tokens: Vec<u32>, chunk: usize) -> Self {
-        Self { tokens, chunk: chunk.max(1), received: None }
+        Self { tokens, chunk: chunk.max(1), layer_weights: None, received: None }
     }
 
     /// Also sums up the attention that each token receives from the prompt's last queries, for [`Self::into_received`]; each layer's
     /// counts as much as its weight says, all the same where there are none.
     #[must_use]
     pub fn collecting(mut self, layer_weights: Option<&[f32]>) -> Self {
-        let tokens = self.tokens.len();
-        let received = ReceivedAttention::of_last(importance::QUERIES, importance::NEAREST, tokens);
-        self.received = Some(received.weighted(layer_weights.unwrap_or_default()));
+        self.layer_weights = Some(layer_weights.unwrap_or_default().to_vec());
         self
     }
 
     /// What each token of the prompt received, once the pass is done; none if it was not collected.
     #[must_use]
-    pub fn into_received(self) -> Option<ReceivedAttention> {
+    pub fn into_received(self) -> Option<Received> {
         self.received
     }
 
@@ -60,17 +63,49 @@ impl PromptPass {
         cache: &mut KvCache<bf16>,
         sampling: &Sampling,
     ) -> model::Result<(Range<usize>, Progress)> {
-        let start = cache.len();
-        let end = (start + self.chunk).min(self.tokens.len());
-        let tokens = &self.tokens[start..end];
-        let received = self.received.as_mut();
+        let chunk = self.next_chunk(cache.len());
+        if let (Some(weights), None) = (&self.layer_weights, &self.received) {
+            let tokens = self.tokens.len();
+            let received = ReceivedAttention::of_last(importance::QUERIES, importance::NEAREST, tokens);
+            self.received = Some(Received::Host(received.weighted(weights)));
+        }
+        let received = self.received.as_mut().map(Received::host);
+        let tokens = &self.tokens[chunk.clone()];
         let logits = llama.forward(&mut [Sequence { cache, tokens, received }], LogitsOf::LastToken)?;
-        let progress = if end < self.tokens.len() {
-            Progress::More
-        } else {
-            Progress::FirstToken(sampling.draw(&logits, end))
-        };
-        Ok((start..end, progress))
+        let is_last = chunk.end == self.tokens.len();
+        let first_token = is_last.then(|| sampling.draw(&logits, chunk.end));
+        Ok((chunk, first_token.map_or(Progress::More, Progress::FirstToken)))
+    }
+
+    /// As [`Self::advance`], on a GPU; everything is computed on return.
+    ///
+    /// # Errors
+    /// What the model or the device refuses.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn advance_on(
+        &mut self,
+        llama: &mut model::cuda::CudaLlama,
+        cache: &mut model::cuda::CudaCache,
+        sampling: &Sampling,
+    ) -> model::Result<(Range<usize>, Progress)> {
+        let chunk = self.next_chunk(cache.len());
+        if let (Some(weights), None) = (&self.layer_weights, &self.received) {
+            let (queries, nearest, tokens) = (importance::QUERIES, importance::NEAREST, self.tokens.len());
+            let received = model::cuda::CudaReceived::of_last(llama, queries, nearest, tokens)?;
+            self.received = Some(Received::Device(received.weighted(weights)));
+        }
+        let received = self.received.as_mut().map(Received::device);
+        llama.prefill(cache, &self.tokens[chunk.clone()], received)?;
+        if chunk.end < self.tokens.len() {
+            llama.synchronize()?;
+            return Ok((chunk, Progress::More));
+        }
+        let first_token = llama.draw(sampling, chunk.end)?;
+        Ok((chunk, Progress::FirstToken(first_token)))
+    }
+
+    fn next_chunk(&self, start: usize) -> Range<usize> {
+        start..(start + self.chunk).min(self.tokens.len())
     }
 }
 

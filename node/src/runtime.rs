@@ -12,8 +12,9 @@ use transport::message::{Load, Register, Role};
 use transport::{CloseCode, Endpoint, EndpointConfig, Identity, LinkShaper, Stream};
 
 use crate::args::NodeArgs;
+use crate::compute::Served;
 use crate::link;
-use crate::loaded::{LoadError, Loaded};
+use crate::loaded::LoadError;
 use crate::membership::Membership;
 
 /// A node's surroundings. Clones share them.
@@ -22,7 +23,7 @@ pub struct Runtime {
     /// The node's name.
     pub id: NodeId,
     /// Model and plan.
-    pub loaded: Arc<Loaded>,
+    pub served: Arc<Served>,
     /// Where streams come and go.
     pub endpoint: Endpoint,
     /// Where the endpoint listens.
@@ -74,7 +75,7 @@ impl Runtime {
     pub async fn bind(
         args: &NodeArgs,
         role: Role,
-        loaded: Arc<Loaded>,
+        served: Arc<Served>,
         identity: &Identity,
         shutdown: Shutdown,
     ) -> Result<Self, StartError> {
@@ -85,7 +86,7 @@ impl Runtime {
         id.check().map_err(|reason| StartError::Flag(format!("--node-id: {reason}")))?;
         let link = LinkShaper::new(args.link_gbps);
         let config = EndpointConfig { link: link.clone(), ..EndpointConfig::default() };
-        let endpoint = Endpoint::bind(args.listen, identity, loaded.hello(id.clone(), role), config)?;
+        let endpoint = Endpoint::bind(args.listen, identity, served.hello(id.clone(), role), config)?;
         let listen = |source| StartError::Listen { address: args.admin_listen, source };
         let quic_address =
             endpoint.local_addr().map_err(|source| StartError::Listen { address: args.listen, source })?;
@@ -100,7 +101,7 @@ impl Runtime {
                 error!(%error, "the admin face is gone");
             }
         });
-        Ok(Self { id, loaded, endpoint, quic_address, admin_address, registry, readiness, shutdown })
+        Ok(Self { id, served, endpoint, quic_address, admin_address, registry, readiness, shutdown })
     }
 
     /// Joins the router's cluster in the background, until the shutdown's end.

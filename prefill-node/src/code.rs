@@ -4,11 +4,9 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use codec::{Encoder, KvBlock};
-use half::bf16;
-use model::{KvCache, ReceivedAttention};
+use node::compute::{Cache, Coder as Codec, Part, Received};
 use node::failure::internal;
-use node::prompt::{export, pieces, shifts};
+use node::prompt::pieces;
 use node::units::ms;
 use tokio::sync::mpsc;
 use transport::message::{Failure, PrefillStats};
@@ -33,12 +31,12 @@ struct Over;
 /// Codes one prompt's cache, one that comes whole in pieces of up to `chunk` tokens; ends when the engine does, or when
 /// nobody wants the chunks any more.
 pub(crate) fn code(
-    encoder: &Encoder,
+    codec: &Codec,
     chunk: usize,
     mut blocks: mpsc::Receiver<FromEngine>,
     out: mpsc::Sender<Coded>,
 ) {
-    let mut coder = Coder { encoder, out, busy: Busy::default() };
+    let mut coder = Coder { codec, out, busy: Busy::default() };
     while let Some(from_engine) = blocks.blocking_recv() {
         if coder.take(from_engine, chunk).is_err() {
             return;
@@ -47,7 +45,7 @@ pub(crate) fn code(
 }
 
 struct Coder<'a> {
-    encoder: &'a Encoder,
+    codec: &'a Codec,
     out: mpsc::Sender<Coded>,
     busy: Busy,
 }
@@ -56,7 +54,7 @@ impl Coder<'_> {
     fn take(&mut self, from_engine: FromEngine, chunk: usize) -> Result<(), Over> {
         match from_engine {
             FromEngine::Block(block) => self.block(&block, None),
-            FromEngine::Whole { cache, received } => self.whole(&cache, &received, chunk),
+            FromEngine::Whole { cache, received } => self.whole(&cache, received, chunk),
             FromEngine::Done(done) => {
                 let coding = std::mem::take(&mut self.busy);
                 let stats = PrefillStats {
@@ -72,29 +70,27 @@ impl Coder<'_> {
         }
     }
 
-    fn whole(
-        &mut self,
-        cache: &KvCache<bf16>,
-        received: &ReceivedAttention,
-        chunk: usize,
-    ) -> Result<(), Over> {
-        let shifts = shifts(received);
+    fn whole(&mut self, cache: &Cache, received: Received, chunk: usize) -> Result<(), Over> {
+        let shifts = match received.shifts() {
+            Ok(shifts) => shifts,
+            Err(error) => return self.fail(internal(error)),
+        };
         for tokens in pieces(cache.len(), chunk) {
-            match export(cache, tokens.clone()) {
-                Ok(block) => self.block(&block, Some(&shifts[tokens]))?,
-                Err(error) => return self.fail(error),
+            match cache.part(tokens.clone()) {
+                Ok(part) => self.block(&part, Some(&shifts[tokens]))?,
+                Err(error) => return self.fail(internal(error)),
             }
         }
         Ok(())
     }
 
-    fn block(&mut self, block: &KvBlock, shifts: Option<&[i8]>) -> Result<(), Over> {
+    fn block(&mut self, part: &Part, shifts: Option<&[i8]>) -> Result<(), Over> {
         let started = Instant::now();
-        let chunk = self.encoder.encode_with_shifts(block, shifts);
+        let chunk = self.codec.encode(part, shifts);
         self.busy.since(started);
         match chunk {
             Ok(chunk) => self.say(Coded::Chunk(chunk.into())),
-            Err(error) => self.fail(error),
+            Err(failure) => self.fail(failure),
         }
     }
 
@@ -102,8 +98,8 @@ impl Coder<'_> {
         self.out.blocking_send(coded).map_err(|_unsent| Over)
     }
 
-    fn fail(&self, error: impl std::fmt::Display) -> Result<(), Over> {
-        self.say(Coded::Failed(internal(error)))?;
+    fn fail(&self, failure: Failure) -> Result<(), Over> {
+        self.say(Coded::Failed(failure))?;
         Err(Over)
     }
 }

@@ -22,7 +22,7 @@ struct Cli {
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli { config, common } = Cli::parse();
-    node::process::run(Role::Prefill, &config.node, &common, async |loaded, identity, shutdown| {
-        crate::start(&config, loaded, identity, shutdown).await
+    node::process::run(Role::Prefill, &config.node, &common, async |served, identity, shutdown| {
+        crate::start(&config, served, identity, shutdown).await
     })
 }

@@ -3,13 +3,11 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use codec::KvBlock;
-use half::bf16;
-use model::{KvCache, ReceivedAttention, Sampling};
-use node::failure::EngineFault;
-use node::failure::fail;
-use node::prompt::{Progress, PromptPass, export};
-use node::{Loaded, StartError};
+use model::Sampling;
+use node::compute::{Cache, Part, Received, Runner};
+use node::failure::{EngineFault, fail, internal};
+use node::prompt::{Progress, PromptPass};
+use node::{Served, StartError};
 use prometheus_client::metrics::counter::Counter;
 use service::Shutdown;
 use tokio::sync::mpsc;
@@ -20,13 +18,13 @@ use transport::message::{Failure, FailureKind, KvMode};
 #[derive(Debug)]
 pub(crate) enum FromEngine {
     /// A chunk's cache, while the next one computes.
-    Block(KvBlock),
+    Block(Part),
     /// The prompt's cache, handed over rather than copied, and the attention that each token received.
-    Whole { cache: KvCache<bf16>, received: ReceivedAttention },
+    Whole { cache: Cache, received: Received },
     /// The prompt is done.
     Done(Done),
     /// The model refused or broke.
-    Failed(model::Error),
+    Failed(Failure),
 }
 
 /// A prompt that went through the model.
@@ -68,17 +66,19 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the thread; `queue` prompts may wait.
     pub(crate) fn start(
-        loaded: Arc<Loaded>,
+        served: Arc<Served>,
         chunk: usize,
         queue: usize,
         prompt_tokens: Counter,
         shutdown: Shutdown,
     ) -> Result<Self, StartError> {
         let (jobs, mut waiting) = mpsc::channel::<Job>(queue);
+        let runner = served.runner().map_err(|failure| StartError::Flag(failure.message))?;
+        let mut machine = Machine { runner, served, chunk, prompt_tokens };
         let run = move || {
             let _fault = EngineFault::watch(shutdown);
             while let Some(job) = waiting.blocking_recv() {
-                let failed = run_prompt(&loaded, chunk, &prompt_tokens, &job).err();
+                let failed = machine.run_prompt(&job).err();
                 if let Some(error) = failed {
                     // The receiver may be gone: then nobody wants to know.
                     drop(job.out.try_send(FromEngine::Failed(error)));
@@ -119,34 +119,50 @@ pub(crate) fn engine_gone() -> Failure {
     fail(FailureKind::Internal, "the engine stopped without a result")
 }
 
-fn run_prompt(loaded: &Loaded, chunk: usize, prompt_tokens: &Counter, job: &Job) -> model::Result<()> {
-    let queued = job.arrived.elapsed();
-    if job.wanted.strong_count() == 0 {
-        return Ok(());
-    }
-    let mut computed = Duration::ZERO;
-    let mut cache = KvCache::<bf16>::new(loaded.llama.config(), job.tokens.len());
-    let mut pass = PromptPass::new(job.tokens.clone(), chunk);
-    if job.mode == KvMode::After {
-        pass = pass.collecting(loaded.layer_weights());
-    }
-    while job.wanted.strong_count() > 0 {
-        let started = Instant::now();
-        let (range, progress) = pass.advance(&loaded.llama, &mut cache, &job.sampling)?;
-        computed += started.elapsed();
-        prompt_tokens.inc_by(range.len() as u64);
-        let at = Instant::now();
-        // A receiver that is gone is noticed at the loop's head.
-        if job.mode == KvMode::Stream {
-            drop(job.out.try_send(FromEngine::Block(export(&cache, range)?)));
+/// What the engine's thread works with.
+struct Machine {
+    runner: Runner,
+    served: Arc<Served>,
+    chunk: usize,
+    prompt_tokens: Counter,
+}
+
+impl Machine {
+    fn run_prompt(&mut self, job: &Job) -> Result<(), Failure> {
+        let queued = job.arrived.elapsed();
+        if job.wanted.strong_count() == 0 {
+            return Ok(());
         }
-        if let Progress::FirstToken(first_token) = progress {
-            if let Some(received) = pass.into_received() {
-                drop(job.out.try_send(FromEngine::Whole { cache, received }));
+        let mut computed = Duration::ZERO;
+        let mut cache = self.served.cache(job.tokens.len())?;
+        let mut pass = self.pass(job);
+        while job.wanted.strong_count() > 0 {
+            let started = Instant::now();
+            let (range, progress) =
+                self.runner.advance(&mut pass, &mut cache, &job.sampling).map_err(internal)?;
+            computed += started.elapsed();
+            self.prompt_tokens.inc_by(range.len() as u64);
+            let at = Instant::now();
+            // A receiver that is gone is noticed at the loop's head.
+            if job.mode == KvMode::Stream {
+                drop(job.out.try_send(FromEngine::Block(cache.part(range).map_err(internal)?)));
             }
-            drop(job.out.try_send(FromEngine::Done(Done { first_token, queued, computed, at })));
-            break;
+            if let Progress::FirstToken(first_token) = progress {
+                if let Some(received) = pass.into_received() {
+                    drop(job.out.try_send(FromEngine::Whole { cache, received }));
+                }
+                drop(job.out.try_send(FromEngine::Done(Done { first_token, queued, computed, at })));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&self, job: &Job) -> PromptPass {
+        match job.mode {
+            KvMode::Stream => PromptPass::new(job.tokens.clone(), self.chunk),
+            KvMode::After => PromptPass::new(job.tokens.clone(), self.served.long_chunk(self.chunk))
+                .collecting(self.served.layer_weights()),
         }
     }
-    Ok(())
 }

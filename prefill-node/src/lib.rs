@@ -20,7 +20,7 @@ mod ship;
 
 use std::sync::Arc;
 
-use node::{Loaded, Runtime, StartError};
+use node::{Runtime, Served, StartError};
 use service::Shutdown;
 use tracing::info;
 use transport::message::{Register, Role};
@@ -37,19 +37,19 @@ const MAX_CHUNK_BYTES: usize = transport::frame::MAX_DATA_BYTES - (64 << 10);
 /// For addresses that cannot be listened on and flags that make no sense.
 pub async fn start(
     config: &Config,
-    loaded: Arc<Loaded>,
+    served: Arc<Served>,
     identity: &Identity,
     shutdown: Shutdown,
 ) -> Result<Runtime, StartError> {
-    let runtime = Runtime::bind(&config.node, Role::Prefill, loaded, identity, shutdown).await?;
-    let chunk_bytes = config.node.chunk_tokens as usize * runtime.loaded.layout.bytes_per_token();
+    let runtime = Runtime::bind(&config.node, Role::Prefill, served, identity, shutdown).await?;
+    let chunk_bytes = config.node.chunk_tokens() as usize * runtime.served.layout.bytes_per_token();
     if chunk_bytes > MAX_CHUNK_BYTES {
-        let fits = MAX_CHUNK_BYTES / runtime.loaded.layout.bytes_per_token();
-        let asked = config.node.chunk_tokens;
+        let fits = MAX_CHUNK_BYTES / runtime.served.layout.bytes_per_token();
+        let asked = config.node.chunk_tokens();
         let message = format!("--chunk-tokens {asked} makes chunks too large to send; {fits} fit this model");
         return Err(StartError::Flag(message));
     }
-    let max_session_tokens = config.node.max_session_tokens(&runtime.loaded);
+    let max_session_tokens = config.node.max_session_tokens(&runtime.served);
     let dialer = Dialer::new(runtime.endpoint.clone(), Backoff::default());
     let server = server::Server::new(config, &runtime, dialer)?;
     let register = Register {
@@ -57,11 +57,11 @@ pub async fn start(
         max_session_tokens,
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
-        chunk_tokens: config.node.chunk_tokens,
-        after_chunk_tokens: config.after_chunk(runtime.loaded.layout.bytes_per_token()) as u32,
+        chunk_tokens: config.node.chunk_tokens(),
+        after_chunk_tokens: config.after_chunk(runtime.served.layout.bytes_per_token()) as u32,
     };
     let load = server.load();
-    info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.loaded.model_id, "prefill node is up");
+    info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.served.model_id, "prefill node is up");
     runtime.join(config.node.router.clone(), register, load, move |stream| server.serve(stream));
     Ok(runtime)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, invalid};
-use node::{Capacity, Loaded, Runtime};
+use node::{Capacity, Runtime, Served};
 use service::Shutdown;
 use tracing::{Instrument, info, info_span, warn};
 use transport::message::{Failure, FailureKind, FromPrefill, Load, Prefill, Request};
@@ -22,7 +22,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// The node's request handling; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    loaded: Arc<Loaded>,
+    served: Arc<Served>,
     shipper: Shipper,
     capacity: Capacity,
     max_tokens: usize,
@@ -34,28 +34,28 @@ impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime, dialer: Dialer) -> Result<Self, node::StartError> {
         let admitted = config.node.max_num_seqs;
         let metrics = Metrics::new(&runtime.registry);
-        let (loaded, chunk) = (Arc::clone(&runtime.loaded), config.node.chunk_tokens as usize);
+        let (served, chunk) = (Arc::clone(&runtime.served), config.node.chunk_tokens() as usize);
         let engine = Engine::start(
-            loaded,
+            served,
             chunk,
             admitted as usize,
             metrics.prompt_tokens.clone(),
             runtime.shutdown.clone(),
         )?;
         let shipper = Shipper {
-            loaded: Arc::clone(&runtime.loaded),
+            served: Arc::clone(&runtime.served),
             engine,
-            after_chunk: config.after_chunk(runtime.loaded.layout.bytes_per_token()),
+            after_chunk: config.after_chunk(runtime.served.layout.bytes_per_token()),
             dialer,
             metrics: metrics.clone(),
             dial_deadline: config.dial_deadline(),
             accept_deadline: config.accept_deadline(),
         };
         Ok(Self {
-            loaded: Arc::clone(&runtime.loaded),
+            served: Arc::clone(&runtime.served),
             shipper,
             capacity: Capacity::new(admitted, config.node.kv_capacity_tokens),
-            max_tokens: config.node.max_session_tokens(&runtime.loaded) as usize,
+            max_tokens: config.node.max_session_tokens(&runtime.served) as usize,
             metrics,
             shutdown: runtime.shutdown.clone(),
         })
@@ -119,7 +119,7 @@ impl Server {
     }
 
     fn check(&self, prefill: &Prefill) -> Result<(), Failure> {
-        let (tokens, vocab) = (&prefill.token_ids, self.loaded.llama.config().vocab_size);
+        let (tokens, vocab) = (&prefill.token_ids, self.served.config.vocab_size);
         if tokens.is_empty() || tokens.len() > self.max_tokens {
             let (n, max) = (tokens.len(), self.max_tokens);
             return Err(invalid(format!("the prompt has {n} tokens, this node takes 1 to {max}")));

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use codec::{CodecKind, Coding, Encoder};
+use codec::{CodecKind, Coding};
+use node::compute::Coder;
 use node::failure::{fail, invalid, transfer};
 use node::sampling::sampling;
-use node::{KvDigest, Loaded};
+use node::{KvDigest, Served};
 use tokio::sync::mpsc;
 use tracing::info;
 use transport::message::{
@@ -28,7 +29,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What delivering needs; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Shipper {
-    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) served: Arc<Served>,
     pub(crate) engine: Engine,
     /// Tokens of a chunk that is coded after the prompt.
     pub(crate) after_chunk: usize,
@@ -42,13 +43,13 @@ impl Shipper {
     /// Runs, codes and delivers a prompt. Dropping the future cancels all three.
     pub(crate) async fn deliver(&self, prefill: Prefill) -> Result<(), Failure> {
         let tokens = prefill.token_ids.len();
-        let encoder = self.encoder(&prefill.coding, &prefill.token_ids)?;
+        let coder = self.coder(&prefill.coding, &prefill.token_ids)?;
         let wanted = Wanted::new();
         let mode = prefill.coding.mode;
         let blocks = self.engine.submit(prefill.token_ids, mode, sampling(&prefill.sampling), &wanted)?;
         let (out, mut coded) = mpsc::channel(CODED_AHEAD);
         let chunk = self.after_chunk;
-        tokio::task::spawn_blocking(move || code(&encoder, chunk, blocks, out));
+        tokio::task::spawn_blocking(move || code(&coder, chunk, blocks, out));
         // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
         let first = coded.recv().await.ok_or_else(engine_gone)?;
         let mut stream = self.open(&prefill.target).await?;
@@ -71,7 +72,7 @@ impl Shipper {
         Ok(())
     }
 
-    fn encoder(&self, coding: &KvCoding, prompt: &[u32]) -> Result<Encoder, Failure> {
+    fn coder(&self, coding: &KvCoding, prompt: &[u32]) -> Result<Coder, Failure> {
         let kind: CodecKind = coding.codec.parse().map_err(invalid)?;
         if coding.mode == KvMode::After && kind != CodecKind::Kvtc {
             return Err(invalid(format!(
@@ -79,7 +80,7 @@ impl Shipper {
             )));
         }
         let coding = Coding { kind, tier: coding.tier };
-        self.loaded.encoder(coding, prompt).map_err(invalid)
+        self.served.coder(coding, prompt)
     }
 
     async fn open(&self, target: &DecodeTarget) -> Result<Stream, Failure> {
@@ -107,7 +108,7 @@ impl Shipper {
     }
 
     fn record(&self, coding: &KvCoding, tokens: usize, wire_bytes: u64, stats: PrefillStats) {
-        let raw_bytes = (tokens * self.loaded.layout.bytes_per_token()) as u64;
+        let raw_bytes = (tokens * self.served.layout.bytes_per_token()) as u64;
         let label = Codec { codec: coding.codec.clone() };
         self.metrics.queue_seconds.observe(f64::from(stats.queue_ms) / 1e3);
         self.metrics.prefill_seconds.observe(f64::from(stats.prefill_ms) / 1e3);

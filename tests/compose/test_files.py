@@ -4,9 +4,10 @@ import json
 import pathlib
 import re
 import shutil
+import tempfile
 import unittest
 
-from cluster import ROOT, command
+from cluster import ROOT, command, compose_tool
 
 METRIC_FILES = sorted(ROOT.glob("*/src/metrics.rs"))
 SUFFIXES = ("_total", "_bucket", "_sum", "_count")
@@ -53,6 +54,56 @@ class Monitoring(unittest.TestCase):
             print("    promtool is not on this machine: left out", flush=True)
             return
         command(promtool, "check", "config", "deploy/prometheus/prometheus.yml")
+
+
+class Gpu(unittest.TestCase):
+    files = ("-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml")
+
+    def configuration(self, **env):
+        """What the compose tool makes of both files, as text."""
+        tool = compose_tool()
+        if tool is None:
+            self.skipTest("no compose tool is here")
+        return command(*tool, *self.files, "config", env=env).stdout
+
+    def service(self, text, name):
+        """A service's part of the configuration, quotes taken off."""
+        return re.search(rf"^  {name}:\n((?:    .*\n)+)", text, re.MULTILINE)[1].replace('"', "").replace("'", "")
+
+    def test_nodes_get_the_gpu_asked_for_and_others_none(self):
+        text = self.configuration(PREFILL_GPU="2", DECODE_GPU="5")
+        for name, gpu in (("prefill-node", "2"), ("decode-node", "5")):
+            part = self.service(text, name)
+            self.assertRegex(part, rf"device_ids:\n\s+- {gpu}\n")
+            self.assertRegex(part, r"capabilities:\n\s+- gpu\n")
+            self.assertIn("KVFERRY_DEVICE: cuda\n", part)
+            self.assertIn("KVFERRY_ROUTER: router:8081\n", part, "the other file's environment is lost")
+        for name in ("router", "certs"):
+            self.assertNotIn("device_ids", self.service(text, name))
+
+    def test_all_run_the_image_that_is_built_with_cuda(self):
+        text = self.configuration(KVFERRY_TAG="x", CUDA_COMPUTE_CAP="80")
+        for name in ("certs", "router", "prefill-node", "decode-node"):
+            self.assertIn("image: kvferry:x-gpu\n", self.service(text, name))
+        self.assertIn("CUDA_COMPUTE_CAP: 80\n", self.service(text, "certs"))
+
+    def test_the_image_without_cuda_is_the_default(self):
+        text = (ROOT / "Dockerfile").read_text()
+        self.assertIn("\nARG CUDA_COMPUTE_CAP=\n", text)
+
+    def test_every_variable_is_explained(self):
+        variables = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.gpu.yml").read_text()))
+        pages = "".join((ROOT / "docs" / page).read_text() for page in ("gpu.md", "deployment.md"))
+        self.assertEqual({name for name in variables if f"`{name}`" not in pages}, set())
+
+    def test_the_toolkit_leaves_a_folder_of_others_alone(self):
+        with tempfile.TemporaryDirectory() as folder:
+            mine = pathlib.Path(folder) / "mine"
+            mine.write_text("precious")
+            done = command("deploy/cuda/toolkit.sh", folder, check=False)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn("holds something else", done.stdout)
+            self.assertEqual(mine.read_text(), "precious")
 
 
 class Image(unittest.TestCase):

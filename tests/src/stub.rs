@@ -7,7 +7,7 @@ use codec::{CodecKind, Coding, Encoder};
 use half::bf16;
 use model::{KvCache, Sampling};
 use node::prompt::{Progress, export};
-use node::{KvDigest, Loaded, NodeArgs, PromptPass, Runtime};
+use node::{KvDigest, Loaded, NodeArgs, PromptPass, Runtime, Served};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use transport::message::{KvCoding, KvMode, KvStream, Load, Prefill, PrefillStats, Register, Request, Role};
@@ -51,7 +51,8 @@ impl StubPrefill {
     pub async fn join(loaded: &Arc<Loaded>, router: std::net::SocketAddr, identity: &Identity) -> Self {
         let args = NodeArgs::local(&model_dir(), router);
         let shutdown = Shutdown::new(std::time::Duration::from_secs(1));
-        let runtime = Runtime::bind(&args, Role::Prefill, Arc::clone(loaded), identity, shutdown);
+        let served = Arc::new(Served::on_host(Arc::clone(loaded)));
+        let runtime = Runtime::bind(&args, Role::Prefill, served, identity, shutdown);
         let runtime = runtime.await.expect("the stub starts");
         let register = Register {
             kv_address: None,

@@ -8,7 +8,8 @@ use codec::probe::{Product, Work, ideal, multiply, sgemm};
 use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, Plan};
 use model::{KvCache, Sampling};
 use node::Loaded;
-use node::prompt::{AFTER_CHUNK_TOKENS, Progress, PromptPass, export, pieces, shifts};
+use node::compute::Received;
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, PromptPass, export, pieces};
 use openai::Tokenizer;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -128,7 +129,7 @@ impl Subject {
             while pass.advance(llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
             Ok(())
         })?;
-        let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+        let shifts = pass.into_received().map(Received::shifts).transpose()?.unwrap_or_default();
         let pieces = pieces(self.tokens.len(), AFTER_CHUNK_TOKENS);
         let blocks = pieces.map(|piece| Ok((export(&cache, piece.clone())?, shifts[piece].to_vec())));
         Ok((time, blocks.collect::<model::Result<_>>()?))

@@ -3,6 +3,8 @@
 
 mod cluster;
 mod codec;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod links;
 mod model;
 mod stages;
@@ -10,10 +12,14 @@ pub(crate) mod timing;
 
 use std::path::PathBuf;
 
+#[cfg(feature = "cuda")]
+use anyhow::bail;
 use clap::Subcommand;
+use node::DeviceChoice;
 use node::args::default_model_dir;
 
 use crate::output::line;
+use crate::synth::Shape;
 
 /// Measures the model and the codec on this machine, or a running cluster.
 #[derive(Debug, clap::Args)]
@@ -23,6 +29,12 @@ pub struct Args {
     /// Hugging Face model directory.
     #[arg(long, global = true, env = "KVFERRY_MODEL", default_value_os_t = default_model_dir())]
     model: PathBuf,
+    /// Where to measure prefill, decode and codec: cpu, cuda or cuda:N. The GPU's figures are of the GPU alone, without a comparison.
+    #[arg(long, global = true, env = "KVFERRY_DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
+    /// On a GPU: random weights (and a synthetic plan) of this model's shape instead of the model directory's.
+    #[arg(long, global = true)]
+    shape: Option<Shape>,
     /// Tokens of the prompt.
     #[arg(long, global = true, default_value_t = 2048)]
     tokens: usize,
@@ -40,7 +52,7 @@ enum What {
     Prefill,
     /// Decode steps of one session, against candle-transformers' Llama.
     Decode {
-        /// Sessions stepped together (ours only beyond 1).
+        /// Sessions stepped together (on the CPU ours only beyond 1).
         #[arg(long, default_value_t = 1)]
         batch: usize,
     },
@@ -68,7 +80,9 @@ enum What {
 /// # Errors
 /// When the model or plan cannot be loaded, or the cluster does not answer.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
+    let on_gpu = matches!(args.device, DeviceChoice::Cuda(_));
     let figures = match &args.what {
+        What::Prefill | What::Decode { .. } | What::Codec { .. } if on_gpu => measure_on_gpu(args)?,
         What::Prefill => model::prefill(args)?,
         What::Decode { batch } => model::decode(args, *batch)?,
         What::Codec { tier } => codec::codec(args, *tier)?,
@@ -79,4 +93,21 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         return line(serde_json::to_string(&figures)?);
     }
     figures.iter().try_for_each(|(name, value)| line(format!("{name:>28}  {value}")))
+}
+
+#[cfg(feature = "cuda")]
+fn measure_on_gpu(args: &Args) -> anyhow::Result<timing::Figures> {
+    let DeviceChoice::Cuda(ordinal) = args.device else { bail!("{} is no GPU; this is a bug", args.device) };
+    let subject = cuda::Subject { ordinal, model: &args.model, shape: args.shape, tokens: args.tokens, runs: args.runs };
+    match &args.what {
+        What::Prefill => cuda::prefill(&subject),
+        What::Decode { batch } => cuda::decode(&subject, *batch),
+        What::Codec { tier } => cuda::codec(&subject, *tier),
+        What::Stages { .. } | What::Cluster(_) => bail!("there is no such measurement on a GPU"),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn measure_on_gpu(_args: &Args) -> anyhow::Result<timing::Figures> {
+    Err(node::LoadError::NotBuilt.into())
 }

@@ -3,20 +3,27 @@
 use std::time::Instant;
 
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
-/// Named figures in the order they were put.
+/// Named figures, and words that belong to them, in the order they were put.
 #[derive(Debug, Default)]
-pub(crate) struct Figures(Vec<(&'static str, f64)>);
+pub(crate) struct Figures(Vec<(&'static str, Value)>);
 
 impl Figures {
     /// Adds a figure rounded to four digits after the point.
     pub(crate) fn put(&mut self, name: &'static str, value: f64) {
-        self.0.push((name, (value * 1e4).round() / 1e4));
+        self.0.push((name, ((value * 1e4).round() / 1e4).into()));
+    }
+
+    /// Adds a word, such as the device that figures come from.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn say(&mut self, name: &'static str, word: impl Into<String>) {
+        self.0.push((name, Value::String(word.into())));
     }
 
     /// In the order they were put.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        self.0.iter().copied()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        self.0.iter().map(|(name, value)| (*name, value))
     }
 }
 

@@ -3,7 +3,8 @@
 use half::bf16;
 use indicatif::ProgressBar;
 use model::{KvCache, Sampling};
-use node::prompt::{Progress, export, shifts};
+use node::compute::Received;
+use node::prompt::{Progress, export};
 use node::{Loaded, PromptPass};
 
 use super::documents::Documents;
@@ -40,7 +41,7 @@ impl Document {
         let mut pass = PromptPass::new(ids.clone(), CHUNK).collecting(layers);
         while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
         let (keys, values) = codec::fit::rows(&export(&cache, SINK_TOKENS..ids.len())?, &loaded.layout)?;
-        let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+        let shifts = pass.into_received().map(Received::shifts).transpose()?.unwrap_or_default();
         Ok(Self { ids, keys, values, shifts })
     }
 

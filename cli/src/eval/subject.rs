@@ -9,7 +9,8 @@ use anyhow::Context;
 use codec::{CodecKind, Coding, KvBlock, Limits};
 use half::bf16;
 use model::{KvCache, LogitsOf, Sampling, Sequence};
-use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, import, pieces, shifts};
+use node::compute::Received;
+use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, import, pieces};
 use node::{KvDigest, Loaded, PromptPass};
 use openai::{ChatTemplate, Tokenizer};
 use transport::frame::{HEADER_BYTES, encode_message};
@@ -167,7 +168,7 @@ impl Subject {
             if let (_, Progress::FirstToken(first_token)) =
                 pass.advance(llama, &mut cache, &Sampling::GREEDY)?
             {
-                let shifts = pass.into_received().map(|received| shifts(&received)).unwrap_or_default();
+                let shifts = pass.into_received().map(Received::shifts).transpose()?.unwrap_or_default();
                 return Ok(Prefilled { ids, cache, shifts, first_token });
             }
         }

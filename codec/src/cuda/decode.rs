@@ -6,11 +6,13 @@
 use std::{ops::Range, sync::Arc};
 
 use gpu::{CudaStream, KvView, PushKernelArg as _};
+use half::f16;
 
 use super::{
     block::Blocks,
     buffers::{Grown, GrownPinned, copy, pointer},
     codec::{CudaCodec, Direction, Tables},
+    deflate::{Coded, Inflater, Payload},
     encode::{check_ids, check_size},
     kernels::{blocks, launch, one_block, threads},
     order::{SideOrder, SideParts, SlotParts, Slots, Words},
@@ -56,6 +58,8 @@ struct Work {
     words: Grown<u32>,
     host_words: GrownPinned<u32>,
     host_flag: GrownPinned<u32>,
+    coded: Grown<u8>,
+    inflater: Inflater,
     payload: Grown<u8>,
     host_bytes: GrownPinned<u8>,
     /// Of keys and of values: sums of gaps, and where entries lead.
@@ -118,6 +122,10 @@ impl CudaDecoder {
         if decoded.is_err() {
             // Nothing may be in flight when buffers are used again.
             stream.synchronize().map_err(gpu::Error::from)?;
+            if let Some(work) = &mut self.work {
+                // The first failure is the answer; what segments have to say must not wait for the next chunk.
+                _ = work.inflater.check(stream);
+            }
         }
         decoded.map(|()| tokens)
     }
@@ -188,6 +196,13 @@ impl<'a> Job<'a> {
         Ok(Self { profile, kv, header, parts, ids, sides, slots })
     }
 
+    /// Components that any token needs at most, in whole blocks; a product needs something to sum over.
+    fn needed(&self) -> usize {
+        let all = 0..self.slots.tokens.len();
+        let needed = |side: &SidePart<'_>| self.slots.needed(all.clone(), &side.order.kept);
+        self.sides.iter().map(needed).max().unwrap_or(0).max(BLOCK)
+    }
+
     /// What the kernels are told; the first word is the flag that they set.
     fn words(&self) -> (Words, SlotParts, [SideParts; 2], u64) {
         let mut words = Words::default();
@@ -208,15 +223,14 @@ impl<'a> Job<'a> {
 
 impl Work {
     fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, tables: Tables) -> gpu::Result<Self> {
-        let components = tables.iter().map(|side| side.components).max().unwrap_or(0);
-        let widths = codec.widths;
-        let row_bytes = 2 * (widths.padded_inputs + components) + 4 * widths.padded_features;
         Ok(Self {
-            bands: Bands::new(codec, stream, row_bytes)?,
+            bands: Bands::new(codec, stream)?,
             tables,
             words: Grown::new("the order of a chunk"),
             host_words: GrownPinned::new(),
             host_flag: GrownPinned::new(),
+            coded: Grown::new("a chunk's segments"),
+            inflater: Inflater::new(&codec.device, stream)?,
             payload: Grown::new("a payload"),
             host_bytes: GrownPinned::new(),
             spans: [Grown::new("sums of escapes"), Grown::new("sums of escapes")],
@@ -240,8 +254,8 @@ impl Work {
         let body_shifts = read_shifts(&header, &parts.roles, &mut reader)?;
         let len = parts.check_payload(&header, codec.widths.features)?;
         let segment_bytes = header.segment_bytes as usize;
-        let segments = segments::read(&mut reader, len, segment_bytes)?;
-        self.inflate(codec, stream, &segments, segment_bytes, len)?;
+        let segments = segments::read(&mut reader.clone(), len, segment_bytes)?;
+        self.inflate(codec, stream, reader, segment_bytes, len)?;
         let head = inflate_head(&segments, segment_bytes, parts.ids + parts.shifts)?;
         let job = Job::of(codec, (profile, parts), header, (&head, body_shifts.as_deref()), kv)?;
         self.stopwatch.mark(&codec.device, stream, "inflate")?;
@@ -250,25 +264,33 @@ impl Work {
         self.find_escapes(codec, stream, &layout)?;
         self.stopwatch.mark(&codec.device, stream, "escapes")?;
         self.bands.make_turns(codec, &layout.tokens)?;
-        for band in self.bands.cut(job.slots.tokens.len()) {
-            self.band(codec, stream, &job, &layout, &band)?;
+        let widths = codec.widths;
+        let stride = widths.padded_inputs + job.needed();
+        let row_bytes = (stride + widths.inputs) * size_of::<f16>() + widths.padded_features * size_of::<f32>();
+        for band in Bands::cut(job.slots.tokens.len(), row_bytes) {
+            self.band(codec, stream, &job, &layout, (&band, stride))?;
         }
         self.check_flag(codec, stream)
     }
 
+    /// Queues the upload of the segments and their inflation.
     fn inflate(
         &mut self,
         codec: &CudaCodec,
         stream: &Arc<CudaStream>,
-        segments: &[Segment<'_>],
+        mut reader: Reader<'_>,
         segment_bytes: usize,
         len: usize,
     ) -> Result<()> {
-        let mut payload = vec![0; len];
-        inflate(segments, segment_bytes, &mut payload)?;
-        let host = self.host_bytes.reserve(&codec.device, len)?;
-        copy(&payload, &mut host.as_mut_slice()?[..len]);
-        Ok(host.copy_to(stream, len, self.payload.reserve(&codec.device, stream, len)?)?)
+        let ends = reader.list(len.div_ceil(segment_bytes), u32::from_le_bytes)?;
+        let coded = reader.take(reader.remaining())?;
+        let host = self.host_bytes.reserve(&codec.device, coded.len())?;
+        copy(coded, &mut host.as_mut_slice()?[..coded.len()]);
+        host.copy_to(stream, coded.len(), self.coded.reserve(&codec.device, stream, coded.len())?)?;
+        self.payload.reserve(&codec.device, stream, len)?;
+        let coded = Coded { pointer: self.coded.pointer(), ends: &ends };
+        let payload = Payload { pointer: self.payload.pointer(), bytes: len, segment_bytes };
+        self.inflater.inflate(stream, coded, payload)
     }
 
     /// Uploads what the kernels are told.
@@ -352,11 +374,9 @@ impl Work {
         stream: &Arc<CudaStream>,
         job: &Job<'_>,
         layout: &Layout,
-        band: &Range<usize>,
+        (band, stride): (&Range<usize>, usize),
     ) -> Result<()> {
         let widths = codec.widths;
-        let components = self.tables.iter().map(|side| side.components).max().unwrap_or(0);
-        let stride = widths.padded_inputs + components;
         let rows = Bands::rows_of(band);
         self.bands.reserve(rows, stride, widths.padded_features)?;
         if let Some(predictor) = &job.profile.predictor {
@@ -392,7 +412,7 @@ impl Work {
         if components == 0 {
             return Ok(());
         }
-        let column = codec.widths.padded_inputs * size_of::<half::f16>();
+        let column = codec.widths.padded_inputs * size_of::<f16>();
         let rows = self.bands.halves.pointer() + column as u64;
         let (order, packed) = (layout.orders[side as usize], layout.packed[side as usize]);
         let scale = pointer(&self.tables[side as usize].scale);
@@ -438,6 +458,7 @@ impl Work {
             host.copy_from(stream, 1, words)?;
         }
         stream.synchronize().map_err(gpu::Error::from)?;
+        self.inflater.check(stream)?;
         if host.as_slice()?[0] == 0 {
             return Ok(());
         }
@@ -446,6 +467,6 @@ impl Work {
 
     fn bytes(&self) -> usize {
         let escapes = self.spans.iter().chain(&self.found).map(Grown::bytes).sum::<usize>();
-        escapes + self.bands.bytes() + self.words.bytes() + self.payload.bytes()
+        escapes + self.bands.bytes() + self.words.bytes() + self.payload.bytes() + self.coded.bytes()
     }
 }

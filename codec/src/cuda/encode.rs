@@ -5,23 +5,28 @@
 use std::{ops::Range, sync::Arc};
 
 use gpu::{CudaStream, KvView, PushKernelArg as _};
+use half::f16;
 
 use super::{
     block::Blocks,
-    buffers::{Grown, GrownPinned, pointer},
+    buffers::{Grown, GrownPinned, copy, pointer},
     codec::{CudaCodec, Direction, Tables},
+    deflate::{Deflated, Deflater, Payload},
     escapes::{EscapeList, EscapeSink},
     kernels::{blocks, launch, threads},
     order::{Offset, SideOrder, SideParts, SlotParts, Slots, Words},
     products::{Bands, Tokens},
     stopwatch::Stopwatch,
-    tables::padded_components,
 };
 use crate::{
     coding::{CodecKind, Coding},
-    encode::{Encoder, write_chunk},
+    encode::Encoder,
     error::{Error, Result},
-    format::chunk::ChunkHeader,
+    format::{
+        bytes::Write as _,
+        chunk::ChunkHeader,
+        digest::{DIGEST_BYTES, seal},
+    },
     kvtc::{header_of, id_range, sent_exactly, write_ids},
     plan::{KvtcProfile, Plan},
     stages::{escape::ESCAPE_BYTES, order::Order},
@@ -54,7 +59,8 @@ struct Work {
     host_counts: GrownPinned<u32>,
     packed: Grown<u32>,
     payload: Grown<u8>,
-    host_bytes: GrownPinned<u8>,
+    host_head: GrownPinned<u8>,
+    deflater: Deflater,
     stopwatch: Stopwatch,
 }
 
@@ -203,6 +209,12 @@ impl<'a> Job<'a> {
         Ok(Self { plan, kv, place, roles, header, head, breaks, orders, slots, packed, may_start_with_first })
     }
 
+    /// Components that any token needs at most, in whole blocks.
+    fn needed(&self) -> usize {
+        let all = 0..self.slots.tokens.len();
+        self.orders.iter().map(|order| self.slots.needed(all.clone(), &order.kept)).max().unwrap_or(0)
+    }
+
     fn profile(&self) -> &'a KvtcProfile {
         self.plan.kvtc()
     }
@@ -225,11 +237,8 @@ impl<'a> Job<'a> {
 
 impl Work {
     fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, tables: Tables) -> gpu::Result<Self> {
-        let components = tables.iter().map(|side| side.components).max().unwrap_or(0);
-        let widths = codec.widths;
-        let row_bytes = 2 * (widths.padded_features + widths.padded_inputs) + 4 * components;
         Ok(Self {
-            bands: Bands::new(codec, stream, row_bytes)?,
+            bands: Bands::new(codec, stream)?,
             tables,
             escapes: [EscapeList::new(), EscapeList::new()],
             words: Grown::new("the order of a chunk"),
@@ -237,7 +246,8 @@ impl Work {
             host_counts: GrownPinned::new(),
             packed: Grown::new("packed symbols"),
             payload: Grown::new("a payload"),
-            host_bytes: GrownPinned::new(),
+            host_head: GrownPinned::new(),
+            deflater: Deflater::new(&codec.device, stream)?,
             stopwatch: Stopwatch::default(),
         })
     }
@@ -290,7 +300,10 @@ impl Work {
             lead: parts.lead,
         };
         self.bands.make_turns(codec, &tokens)?;
-        for band in self.bands.cut(job.slots.tokens.len()) {
+        let widths = codec.widths;
+        let inputs = widths.padded_features + widths.padded_inputs + widths.inputs;
+        let row_bytes = inputs * size_of::<f16>() + job.needed() * size_of::<f32>();
+        for band in Bands::cut(job.slots.tokens.len(), row_bytes) {
             self.band(codec, stream, job, &tokens, (&parts, &sinks), &band)?;
         }
         if job.may_start_with_first {
@@ -331,8 +344,7 @@ impl Work {
     ) -> Result<()> {
         let widths = codec.widths;
         let stride = widths.padded_features + widths.padded_inputs;
-        let components = [Side::Keys, Side::Values].map(|side| padded_components(job.profile().space(side)));
-        self.bands.reserve(Bands::rows_of(band), stride, components[0].max(components[1]))?;
+        self.bands.reserve(Bands::rows_of(band), stride, job.needed())?;
         if let Some(predictor) = &job.profile().predictor {
             self.bands.make_features(codec, predictor, tokens, band)?;
             self.bands.place_features(codec, predictor, tokens, band, (widths.padded_features, stride))?;
@@ -429,7 +441,7 @@ impl Work {
         let mut breaks = job.breaks.clone();
         breaks.extend((1..=4).map(|part| job.head.len() + part * exact_bytes));
         let payload = self.payload.reserve(&codec.device, stream, len)?;
-        let host = self.host_bytes.reserve(&codec.device, job.head.len())?;
+        let host = self.host_head.reserve(&codec.device, job.head.len())?;
         host.as_mut_slice()?[..job.head.len()].copy_from_slice(&job.head);
         host.copy_to(stream, job.head.len(), payload)?;
         let base = self.payload.pointer();
@@ -468,20 +480,29 @@ impl Work {
         Ok(stream.memcpy_dtod(&bytes.slice(from), &mut to).map_err(gpu::Error::from)?)
     }
 
+    /// The payload to a chunk: header, table of segments, segments, digest.
     fn deflate(
         &mut self,
         codec: &CudaCodec,
         stream: &Arc<CudaStream>,
-        header: ChunkHeader,
+        mut header: ChunkHeader,
         len: usize,
         breaks: &[usize],
     ) -> Result<Vec<u8>> {
-        let host = self.host_bytes.reserve(&codec.device, len)?;
-        if let Some(payload) = self.payload.memory() {
-            host.copy_from(stream, len, payload)?;
-        }
-        stream.synchronize().map_err(gpu::Error::from)?;
-        write_chunk(header, &host.as_slice()?[..len], breaks)
+        header.payload_bytes = len as u64;
+        let segment_bytes = header.segment_bytes as usize;
+        let payload = Payload { pointer: self.payload.pointer(), bytes: len, segment_bytes };
+        self.deflater.deflate(stream, payload, breaks)?;
+        self.stopwatch.mark(&codec.device, stream, "deflate")?;
+        let Deflated { ends, coded } = self.deflater.download(stream)?;
+        let before = ChunkHeader::SIZE + size_of_val(ends);
+        let mut out = Vec::with_capacity(before + coded.len() + DIGEST_BYTES);
+        header.write_to(&mut out);
+        out.put_all(ends, u32::to_le_bytes);
+        out.resize(before + coded.len(), 0);
+        copy(coded, &mut out[before..]);
+        seal(&mut out);
+        Ok(out)
     }
 
     fn bytes(&self) -> usize {

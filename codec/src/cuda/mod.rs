@@ -15,6 +15,7 @@ mod block;
 mod buffers;
 mod codec;
 mod decode;
+pub(crate) mod deflate;
 mod encode;
 mod escapes;
 mod features;

@@ -50,15 +50,10 @@ pub(super) struct Bands {
     slot_ids: Grown<u32>,
     /// `[tokens, head_dim / 2]`: cosine and sine.
     pub(super) turns: Grown<f32>,
-    /// Slots of a band at most.
-    rows: usize,
 }
 
 impl Bands {
-    /// `row_bytes` are those of a slot in `halves` and `sums`.
-    pub(super) fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, row_bytes: usize) -> gpu::Result<Self> {
-        let row_bytes = row_bytes + codec.widths.inputs * size_of::<f16>();
-        let rows = (BAND_BYTES / row_bytes.max(1) / ROWS * ROWS).clamp(ROWS, MAX_ROWS);
+    pub(super) fn new(codec: &CudaCodec, stream: &Arc<CudaStream>) -> gpu::Result<Self> {
         Ok(Self {
             device: codec.device.clone(),
             stream: Arc::clone(stream),
@@ -68,13 +63,13 @@ impl Bands {
             features: Grown::new("features of a band of tokens"),
             slot_ids: Grown::new("ids of a band of tokens"),
             turns: Grown::new("RoPE tables of a chunk"),
-            rows,
         })
     }
 
-    /// Slots in bands of about the same size.
-    pub(super) fn cut(&self, slots: usize) -> Vec<Range<usize>> {
-        let count = slots.div_ceil(self.rows).max(1);
+    /// Slots in bands of about the same size, `row_bytes` a slot.
+    pub(super) fn cut(slots: usize, row_bytes: usize) -> Vec<Range<usize>> {
+        let most = (BAND_BYTES / row_bytes.max(1) / ROWS * ROWS).clamp(ROWS, MAX_ROWS);
+        let count = slots.div_ceil(most).max(1);
         let rows = slots.div_ceil(count).next_multiple_of(ROWS);
         (0..slots).step_by(rows.max(1)).map(|start| start..slots.min(start + rows)).collect()
     }

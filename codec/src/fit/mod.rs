@@ -15,6 +15,7 @@ mod report;
 mod steps;
 mod threshold;
 
+pub(crate) use builder::WIDE_SHARE;
 pub use builder::{Balance, Basis, PlanBuilder, Progress};
 pub use covariance::Covariance;
 pub use paper::add_paper;

@@ -1,11 +1,15 @@
 //! What a benchmark compares the codec with: its matrix products alone, the entropy of its symbols, what follows projection, one stage at a
-//! time.
+//! time; and what it does that to where there is no model: a plan and caches of any shape.
 
 mod coefficients;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod deflate;
 mod ideal;
 mod product;
 #[doc(hidden)]
 pub mod stages;
+pub mod synthetic;
 
 pub use coefficients::{Coded, Coefficients, Projected};
 pub use ideal::{Ideal, ideal};

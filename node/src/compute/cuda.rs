@@ -1,0 +1,234 @@
+//! A GPU as the place: the device, the model's memory, the pages of all caches, and a few encoders and decoders to go round.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceTokenFeatures};
+use codec::{Coding, KvLayout, Limits, Plan};
+use gpu::{CUdeviceptr, CudaStream, KvPages, KvPool};
+use model::Config;
+use model::cuda::{CudaCache, CudaLlama, CudaVocabulary};
+use transport::message::{Failure, FailureKind};
+
+use super::cache::Cache;
+use super::runner::{Runner, Step};
+use super::served::Sizes;
+use crate::failure::{fail, internal, invalid};
+use crate::loaded::{LoadError, find_plan, layout};
+
+/// Tokens of one prefill call: enough to keep every unit of the card busy, and scratch memory of half a gigabyte for Llama 3.2 1B.
+pub(crate) const MAX_CHUNK: usize = 8_192;
+/// Encoders (and decoders) per node: while one's bytes are copied and sealed by the host, the other has the card.
+const CODERS: usize = 2;
+
+/// What a node holds of one GPU.
+#[derive(Debug)]
+pub(crate) struct Device {
+    device: gpu::Device,
+    stream: Arc<CudaStream>,
+    llama: Mutex<Option<Box<CudaLlama>>>,
+    pool: Arc<KvPool>,
+    codec: Arc<CudaCodec>,
+    encoders: Arc<Lot<CudaEncoder>>,
+    decoders: Arc<Lot<CudaDecoder>>,
+}
+
+/// A loaded device and what there is to know of its model.
+pub(crate) struct LoadedDevice {
+    pub(crate) device: Device,
+    pub(crate) facts: (Config, [u8; 16], KvLayout, Option<Arc<Plan>>),
+}
+
+impl Device {
+    pub(crate) fn load(
+        ordinal: usize,
+        model_dir: &Path,
+        plan: Option<&Path>,
+        sizes: Sizes,
+    ) -> Result<LoadedDevice, LoadError> {
+        let started = Instant::now();
+        let device = gpu::Device::open(ordinal)?;
+        let llama = CudaLlama::load(&device, model_dir, MAX_CHUNK)?;
+        let layout = layout(llama.config(), llama.inv_freq());
+        let plan = find_plan(model_dir, plan, &layout, llama.fingerprint())?;
+        let loaded_s = started.elapsed().as_secs_f64();
+        let made = Self::around(device, llama, &layout, plan.clone(), sizes)?;
+        tracing::info!(
+            device = %made.device.device.name()?,
+            load_s = loaded_s,
+            warm_up_s = started.elapsed().as_secs_f64() - loaded_s,
+            kv_tokens = sizes.kv_tokens,
+            kv_bytes = made.device.pool.bytes(),
+            "the model is on the GPU"
+        );
+        Ok(made)
+    }
+
+    /// Everything else that a node needs of the card, warmed up.
+    fn around(
+        device: gpu::Device,
+        mut llama: CudaLlama,
+        layout: &KvLayout,
+        plan: Option<Arc<Plan>>,
+        sizes: Sizes,
+    ) -> Result<LoadedDevice, LoadError> {
+        let stream = device.stream()?;
+        // A session's last page is half empty on average, and may be all but empty.
+        let tokens = sizes.kv_tokens + sizes.sessions * gpu::PAGE_TOKENS;
+        let pool = KvPool::new(&device, &stream, llama.kv_shape(), tokens)?;
+        let features: Arc<dyn DeviceTokenFeatures> = Arc::new(Vocabulary(llama.vocabulary()));
+        let fingerprint = llama.fingerprint();
+        let codec = CudaCodec::new(&device, layout.clone(), fingerprint, plan.clone(), Some(features))?;
+        let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<_, _>>()?;
+        let decoders = (0..CODERS).map(|_| codec.decoder()).collect::<Result<_, _>>()?;
+        llama.prepare_steps(&pool, sizes.sessions)?;
+        let facts = (llama.config().clone(), fingerprint, layout.clone(), plan);
+        let device = Self {
+            device,
+            stream,
+            llama: Mutex::new(Some(Box::new(llama))),
+            pool,
+            codec,
+            encoders: Lot::of(encoders),
+            decoders: Lot::of(decoders),
+        };
+        Ok(LoadedDevice { device, facts })
+    }
+
+    pub(crate) fn runner(&self) -> Result<Runner, Failure> {
+        let taken = self.llama.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.map(Runner::Device).ok_or_else(|| internal("the model on the GPU has an engine already"))
+    }
+
+    pub(crate) fn cache(&self, tokens: usize) -> Result<Cache, Failure> {
+        let busy = |error: model::Error| match error {
+            model::Error::Gpu(error @ (gpu::Error::NoPages { .. } | gpu::Error::OutOfMemory { .. })) => {
+                fail(FailureKind::Busy, error)
+            }
+            other => internal(other),
+        };
+        CudaCache::new(&self.pool, &self.stream, tokens).map(Cache::Device).map_err(busy)
+    }
+
+    pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> Result<DeviceCoder, Failure> {
+        self.codec.check(coding).map_err(invalid)?;
+        Ok(DeviceCoder { encoders: Arc::clone(&self.encoders), coding, ids: Arc::from(prompt) })
+    }
+
+    pub(crate) fn importer(&self, coding: Coding, limits: Limits) -> DeviceImporter {
+        DeviceImporter { decoders: Arc::clone(&self.decoders), coding, limits }
+    }
+}
+
+/// Codes the cache of one prompt.
+#[derive(Debug)]
+pub struct DeviceCoder {
+    encoders: Arc<Lot<CudaEncoder>>,
+    coding: Coding,
+    ids: Arc<[u32]>,
+}
+
+impl DeviceCoder {
+    pub(super) fn encode(
+        &self,
+        pages: &KvPages,
+        tokens: Range<usize>,
+        shifts: Option<&[i8]>,
+    ) -> Result<Vec<u8>, Failure> {
+        let work =
+            |encoder: &mut CudaEncoder| encoder.encode(self.coding, &self.ids, pages.view(), tokens, shifts);
+        self.encoders.with(work).map_err(internal)
+    }
+}
+
+/// Decodes the chunks of one prompt.
+#[derive(Debug)]
+pub struct DeviceImporter {
+    decoders: Arc<Lot<CudaDecoder>>,
+    coding: Coding,
+    limits: Limits,
+}
+
+impl DeviceImporter {
+    pub(super) fn decode(&self, chunk: &[u8], cache: &CudaCache) -> codec::Result<Range<usize>> {
+        let work =
+            |decoder: &mut CudaDecoder| decoder.decode(chunk, self.limits, Some(self.coding), cache.view());
+        self.decoders.with(work)
+    }
+}
+
+/// A few equal tools for many hands: one is taken for the time of a call, and whoever finds none waits.
+#[derive(Debug)]
+struct Lot<T> {
+    free: Mutex<Vec<T>>,
+    returned: Condvar,
+}
+
+impl<T> Lot<T> {
+    fn of(free: Vec<T>) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(free), returned: Condvar::new() })
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        let mut held = self.take();
+        work(held.tool.as_mut().expect("it is held until the end; this is a bug"))
+    }
+
+    fn take(&self) -> Held<'_, T> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match free.pop() {
+                Some(tool) => return Held { lot: self, tool: Some(tool) },
+                None => free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// A tool that goes back when its work ends, however it ends.
+struct Held<'a, T> {
+    lot: &'a Lot<T>,
+    tool: Option<T>,
+}
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        self.lot.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.tool.take());
+        self.lot.returned.notify_one();
+    }
+}
+
+/// What the codec may know of tokens, from the model's embedding.
+#[derive(Debug)]
+struct Vocabulary(CudaVocabulary);
+
+impl DeviceTokenFeatures for Vocabulary {
+    fn features(&self) -> usize {
+        self.0.hidden_size()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    fn write(
+        &self,
+        stream: &Arc<CudaStream>,
+        ids: CUdeviceptr,
+        count: usize,
+        out: CUdeviceptr,
+    ) -> gpu::Result<()> {
+        self.0.write(stream, ids, count, out)
+    }
+}
+
+/// One token for every session of the batch.
+pub(super) fn step(llama: &mut CudaLlama, batch: &mut [Step<'_>]) -> model::Result<Vec<u32>> {
+    let steps = batch.iter_mut().map(|step| match step.cache {
+        Cache::Device(cache) => model::cuda::Step { cache, token: step.token, sampling: step.sampling },
+        Cache::Host(_) => panic!("a cache of another machine; this is a bug"),
+    });
+    llama.step(&mut steps.collect::<Vec<_>>())
+}
