@@ -115,7 +115,7 @@ pub enum Error {
     /// A plan could not be read from its source.
     #[error("cannot read plan")]
     Io(#[from] io::Error),
-    /// The GPU failed, or has no memory left.
+    /// The GPU failed, or does not have what was asked of it.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Gpu(#[from] gpu::Error),

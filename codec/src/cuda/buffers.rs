@@ -20,12 +20,7 @@ impl<T: DeviceRepr + gpu::ValidAsZeroBits> Grown<T> {
     }
 
     /// Room for `len` elements, whose content is arbitrary but was zeros when it was made.
-    pub(super) fn reserve(
-        &mut self,
-        device: &Device,
-        stream: &Arc<CudaStream>,
-        len: usize,
-    ) -> Result<&mut CudaSlice<T>> {
+    pub(super) fn reserve(&mut self, device: &Device, stream: &Arc<CudaStream>, len: usize) -> Result<&mut CudaSlice<T>> {
         if self.memory.as_ref().is_none_or(|memory| memory.len() < len) {
             self.memory = None;
             self.memory = Some(device.zeros(stream, self.what, len + len / SLACK)?);
@@ -34,12 +29,7 @@ impl<T: DeviceRepr + gpu::ValidAsZeroBits> Grown<T> {
     }
 
     /// As [`Self::reserve`], and its first `len` elements are set to zeros.
-    pub(super) fn zeros(
-        &mut self,
-        device: &Device,
-        stream: &Arc<CudaStream>,
-        len: usize,
-    ) -> Result<CUdeviceptr> {
+    pub(super) fn zeros(&mut self, device: &Device, stream: &Arc<CudaStream>, len: usize) -> Result<CUdeviceptr> {
         let memory = self.reserve(device, stream, len)?;
         if len > 0 {
             stream.memset_zeros(&mut memory.slice_mut(..len))?;
@@ -50,6 +40,16 @@ impl<T: DeviceRepr + gpu::ValidAsZeroBits> Grown<T> {
     /// First element; 0 where nothing was reserved.
     pub(super) fn pointer(&self) -> CUdeviceptr {
         self.memory.as_ref().map_or(0, |memory| memory.device_ptr(memory.stream()).0)
+    }
+
+    /// What was reserved.
+    pub(super) fn memory(&self) -> Option<&CudaSlice<T>> {
+        self.memory.as_ref()
+    }
+
+    /// The same, to be written.
+    pub(super) fn memory_mut(&mut self) -> Option<&mut CudaSlice<T>> {
+        self.memory.as_mut()
     }
 
     /// Bytes held.

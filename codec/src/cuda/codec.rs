@@ -13,8 +13,7 @@ use super::{
     tables::{Maker, SideTables, Widths},
 };
 use crate::{
-    coding::Coding,
-    encode::Encoder,
+    coding::Limits,
     error::{Error, Result},
     kvtc::SAME_ROW,
     layout::KvLayout,
@@ -119,16 +118,8 @@ impl CudaCodec {
     ///
     /// # Errors
     /// [`Error::Gpu`] when the device has no memory for it.
-    pub fn decoder(self: &Arc<Self>) -> Result<CudaDecoder> {
-        CudaDecoder::new(Arc::clone(self))
-    }
-
-    /// Refuses what no encoder of this model codes: a codec without plan where one is needed, a tier that it does not have.
-    ///
-    /// # Errors
-    /// As [`Encoder::new`].
-    pub fn check(&self, coding: Coding) -> Result<()> {
-        Encoder::new(self.layout.clone(), self.model, self.plan.clone(), coding, 1).map(drop)
+    pub fn decoder(self: &Arc<Self>, limits: Limits) -> Result<CudaDecoder> {
+        CudaDecoder::new(Arc::clone(self), limits)
     }
 
     /// The device.

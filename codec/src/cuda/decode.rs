@@ -1,250 +1,175 @@
-//! Chunks, whose bytes nobody vouches for, to pages, on the device: the mirror is [`super::CudaEncoder`], the reference
-//! [`crate::Decoder`].
+//! The decoder on the device: [`crate::Decoder`] straight into a session's pages.
+//!
+//! Everything that can be checked on the host is checked before anything is written; what only kernels see sets a flag that fails the call
+//! at its end. Kernels take no address from a payload without checking it, so that a bad chunk spoils its own tokens at most.
 
 use std::{ops::Range, sync::Arc};
 
-use gpu::{CUdeviceptr, CudaSlice, CudaStream, KvView, Pinned, PushKernelArg as _};
-use rayon::prelude::*;
+use gpu::{CudaStream, KvView, PushKernelArg as _};
+use half::f16;
 
 use super::{
-    block::BlockCopy,
-    buffers::{Grown, GrownPinned, pointer},
-    chunk::{Chunk, Upload, Uploaded},
+    block::Blocks,
+    buffers::{Grown, GrownPinned, copy, pointer},
     codec::{CudaCodec, Direction, Tables},
     deflate::{Coded, Inflater, Payload},
-    encode::check_ids,
-    features::HostFeatures,
-    kernels::{blocks, launch, threads},
-    listed::{ListedEscapes, coefficients_of},
-    order::SideOrder,
+    encode::{check_ids, check_size},
+    kernels::{blocks, launch, one_block, threads},
+    order::{SideOrder, SideParts, SlotParts, Slots, Words},
     products::{Bands, Tokens},
     stopwatch::Stopwatch,
     tables::BLOCK,
 };
 use crate::{
     coding::{Coding, Limits},
-    decode::{Decoder, check_payload, read_shifts},
+    decode::{Decoder, read_shifts},
     error::{Error, Result},
     format::{
         bytes::Reader,
         chunk::{ChunkHeader, CodecId},
         segments::{self, Segment},
     },
-    kvtc::{Parts, read_ids, sent_exactly, shifts_of},
+    kvtc::{self, id_range, read_ids, sent_exactly, shifts_of},
     plan::KvtcProfile,
     side::SidePart,
-    stages::{deflate::inflate, escape::ESCAPE_BYTES},
-    tokens::{Group, Shifts, Side, groups},
+    stages::deflate::inflate,
+    tokens::{Shifts, Side, groups},
 };
 
-/// Slots of a block of `kvtc_unpack`.
-const UNPACK_SLOTS: usize = 32;
-/// Words that kernels set where bytes are wrong: packed symbols, escape lists.
-const STATE: usize = 2;
+/// Entries that a block of `kvtc_escape_find` looks at.
+const ENTRIES_PER_BLOCK: usize = 4_096;
 
-/// Decodes chunks into pages of a device, one after the other; several may work at once.
+/// Decodes one chunk after the other, straight into a session's pages.
 #[derive(Debug)]
 pub struct CudaDecoder {
     codec: Arc<CudaCodec>,
     stream: Arc<CudaStream>,
-    tables: Option<Tables>,
-    bands: Bands,
-    upload: Upload,
-    state: CudaSlice<u32>,
-    host_state: Pinned<u32>,
-    host_coded: GrownPinned<u8>,
-    coded: Grown<u8>,
-    payload: Grown<u8>,
-    escapes: [ListedEscapes; 2],
-    inflater: Inflater,
-    block: BlockCopy,
-    watch: Stopwatch,
+    decoder: Decoder,
+    /// Without a plan there is nothing to reconstruct with.
+    work: Option<Work>,
+    blocks: Blocks,
 }
 
-/// A kvtc chunk, cut into its parts.
-struct Opened<'a> {
-    header: &'a ChunkHeader,
+/// What kvtc needs.
+#[derive(Debug)]
+struct Work {
+    tables: Tables,
+    bands: Bands,
+    words: Grown<u32>,
+    host_words: GrownPinned<u32>,
+    host_flag: GrownPinned<u32>,
+    coded: Grown<u8>,
+    inflater: Inflater,
+    payload: Grown<u8>,
+    host_bytes: GrownPinned<u8>,
+    /// Of keys and of values: sums of gaps, and where entries lead.
+    spans: [Grown<u64>; 2],
+    found: [Grown<u64>; 2],
+    stopwatch: Stopwatch,
+}
+
+/// One chunk, as far as the host knows it.
+struct Job<'a> {
     profile: &'a KvtcProfile,
-    parts: Parts<'a>,
-    groups: Vec<Group>,
+    kv: KvView,
+    header: ChunkHeader,
+    parts: kvtc::Parts<'a>,
     ids: Vec<u32>,
-    /// Keys and values: what their bytes are.
     sides: [SidePart<'a>; 2],
-    payload_bytes: usize,
+    slots: Slots,
+}
+
+/// What kernels find where.
+struct Layout {
+    tokens: Tokens,
+    orders: [SideOrder; 2],
+    /// Where packed symbols and escape lists begin in the payload.
+    packed: [u64; 2],
+    lists: [u64; 2],
+    entries: [usize; 2],
 }
 
 impl CudaDecoder {
-    pub(super) fn new(codec: Arc<CudaCodec>) -> Result<Self> {
+    pub(super) fn new(codec: Arc<CudaCodec>, limits: Limits) -> Result<Self> {
         let stream = codec.device.stream()?;
-        let tables = codec.tables(Direction::Decoding, &stream)?;
-        let components = tables.iter().flat_map(|tables| tables.iter()).map(|side| side.components).max();
-        let stride = codec.widths.padded_inputs + components.unwrap_or(0);
-        let row_bytes = stride * size_of::<half::f16>() + codec.widths.padded_features * size_of::<f32>();
-        Ok(Self {
-            bands: Bands::new(&codec, &stream, row_bytes)?,
-            upload: Upload::new(&codec.device),
-            state: codec.device.zeros(&stream, "a decoder's state", STATE)?,
-            host_state: Pinned::zeros(&codec.device, STATE)?,
-            host_coded: GrownPinned::new(),
-            coded: Grown::new("a chunk"),
-            payload: Grown::new("a payload"),
-            escapes: [(); 2].map(|()| ListedEscapes::new()),
-            inflater: Inflater::new(&codec.device, &stream)?,
-            block: BlockCopy::new(),
-            watch: Stopwatch::default(),
-            tables,
-            stream,
-            codec,
-        })
+        let decoder = Decoder::new(codec.layout.clone(), codec.model, codec.plan.clone(), limits)?;
+        let work = codec.tables(Direction::Decoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
+        Ok(Self { blocks: Blocks::new(), work: work.transpose()?, codec, stream, decoder })
     }
 
-    /// Decodes one chunk to the places of its tokens in a session's pages, and says which those are; what [`Decoder::decode`] makes of it,
-    /// up to the tolerance of the module's documentation. After an error the chunk's tokens hold anything; no others are touched. Waits
-    /// for the outcome.
+    /// Decodes one chunk into the pages of `kv` and says which of the prompt's tokens it holds. They are there when the call returns.
+    /// After an error the chunk's tokens, and no others, hold anything.
     ///
     /// # Errors
-    /// As [`Decoder::decode`]; [`Error::LimitExceeded`] for tokens beyond the pages; [`Error::Gpu`] when the device fails.
-    pub fn decode(
-        &mut self,
-        bytes: &[u8],
-        limits: Limits,
-        announced: Option<Coding>,
-        kv: KvView,
-    ) -> Result<Range<usize>> {
+    /// Those of [`Decoder::decode`](crate::Decoder::decode), [`Error::LimitExceeded`] for tokens that the pages have no room for, [`Error::Gpu`].
+    pub fn decode(&mut self, bytes: &[u8], announced: Option<Coding>, kv: KvView) -> Result<Range<usize>> {
         let codec = Arc::clone(&self.codec);
-        let mut decoder = Decoder::new(codec.layout.clone(), codec.model, codec.plan.clone(), limits)?;
-        if let Some(coding) = announced {
-            decoder = decoder.announced(coding);
-        }
+        let decoder = match announced {
+            Some(coding) => self.decoder.clone().announced(coding),
+            None => self.decoder.clone(),
+        };
         let (header, reader) = decoder.open(bytes)?;
-        let first = header.first_token as usize;
-        let tokens = first..first + header.tokens as usize;
+        let place = header.place();
+        let tokens = place.first_token..place.first_token + place.tokens;
         codec.check_view(&kv, tokens.end)?;
-        // An earlier call may have ended early, with copies in flight.
-        self.stream.synchronize().map_err(gpu::Error::from)?;
-        match (header.codec, &codec.plan, self.tables.clone()) {
-            (CodecId::Kvtc, Some(plan), Some(tables)) => {
-                self.decode_kvtc(&header, plan.kvtc(), &tables, reader, kv)?;
+        codec.device.context().bind_to_thread().map_err(gpu::Error::from)?;
+        let (stream, blocks) = (&self.stream, &mut self.blocks);
+        let decoded = match (header.codec, &codec.plan, &mut self.work) {
+            (CodecId::Kvtc, Some(plan), Some(work)) => work.decode(&codec, stream, plan.kvtc(), header, reader, kv),
+            (CodecId::Raw, ..) => blocks.decode_raw(&codec, stream, &header, reader, kv),
+            _ => blocks.decode(&codec, stream, decoder, bytes, kv, place),
+        };
+        if decoded.is_err() {
+            // Nothing may be in flight when buffers are used again.
+            stream.synchronize().map_err(gpu::Error::from)?;
+            if let Some(work) = &mut self.work {
+                // The first failure is the answer; what segments have to say must not wait for the next chunk.
+                _ = work.inflater.check(stream);
             }
-            _ => self.decode_on_host(decoder, bytes, &kv)?,
         }
-        Ok(tokens)
+        decoded.map(|()| tokens)
     }
 
-    /// Measures how long stages take from now on, see [`Self::stages`].
-    pub fn measure(&mut self, is_on: bool) {
-        self.watch.switch(is_on);
-    }
-
-    /// Milliseconds of the last chunk's stages on the device, if they were measured.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn stages(&self) -> Result<Vec<(&'static str, f32)>> {
-        Ok(self.watch.stages()?)
-    }
-
-    /// Device memory held beside the plan's tables, in bytes: it grows with the longest chunk.
+    /// Device memory held beside the plan's tables, in bytes.
     #[must_use]
     pub fn scratch_bytes(&self) -> usize {
-        let escapes: usize = self.escapes.iter().map(ListedEscapes::bytes).sum();
-        self.bands.bytes() + self.upload.bytes() + self.coded.bytes() + self.payload.bytes() + escapes
+        self.work.as_ref().map_or(0, Work::bytes)
     }
 
-    fn decode_on_host(&mut self, decoder: Decoder, bytes: &[u8], kv: &KvView) -> Result<()> {
-        let block = match &self.codec.features {
-            None => decoder.decode(bytes),
-            Some(features) => {
-                let known =
-                    Arc::new(HostFeatures::new(Arc::clone(features), &self.codec.device, &self.stream));
-                let block = decoder.predicting(Arc::clone(&known) as _).decode(bytes);
-                known.failure().map_or(block, |error| Err(error.into()))
-            }
-        };
-        self.block.put(&self.codec, &self.stream, kv, &block?)
+    /// Measures stages from now on, or stops.
+    #[doc(hidden)]
+    pub fn measure(&mut self, is_on: bool) {
+        if let Some(work) = &mut self.work {
+            work.stopwatch.switch(is_on);
+        }
     }
 
-    fn decode_kvtc(
-        &mut self,
-        header: &ChunkHeader,
-        profile: &KvtcProfile,
-        tables: &Tables,
-        mut reader: Reader<'_>,
+    /// Milliseconds of the last call's stages on the device.
+    #[doc(hidden)]
+    pub fn stages(&self) -> Result<Vec<(&'static str, f32)>> {
+        Ok(self.work.as_ref().map_or(Ok(Vec::new()), |work| work.stopwatch.stages())?)
+    }
+}
+
+/// Segments that hold the first `bytes` of a payload, inflated on the host: what decides where everything lies.
+fn inflate_head(segments: &[Segment<'_>], segment_bytes: usize, bytes: usize) -> Result<Vec<u8>> {
+    let head = &segments[..bytes.div_ceil(segment_bytes)];
+    let mut out = vec![0; head.iter().map(|segment| segment.inflated_len).sum()];
+    inflate(head, segment_bytes, &mut out)?;
+    Ok(out)
+}
+
+impl<'a> Job<'a> {
+    fn of(
+        codec: &CudaCodec,
+        (profile, parts): (&'a KvtcProfile, kvtc::Parts<'a>),
+        header: ChunkHeader,
+        (head, body_shifts): (&[u8], Option<&[i8]>),
         kv: KvView,
-    ) -> Result<()> {
-        self.watch.start(&self.codec.device, &self.stream)?;
-        let features = self.codec.layout.features();
-        let parts = Parts::of(header, profile, features)?;
-        let body_shifts = read_shifts(header, &parts.roles, &mut reader)?;
-        let len = parts.check_payload(header, features)?;
-        check_payload(header, len)?;
-        let segments = segments::read(&mut reader, len, header.segment_bytes as usize)?;
-        self.queue_inflate(&segments, header.segment_bytes as usize, len)?;
-        // The host needs the first bytes only, and has them before the device has all.
-        let prefix = inflated_prefix(&segments, header.segment_bytes as usize, parts.ids + parts.shifts)?;
-        let opened = self.open(header, profile, parts, body_shifts.as_deref(), &prefix, len)?;
-        let outcome = self.queue_rows(&opened, tables, kv);
-        self.host_state.copy_from(&self.stream, STATE, &self.state)?;
-        self.stream.synchronize().map_err(gpu::Error::from)?;
-        self.inflater.check(&self.stream)?;
-        outcome?;
-        match self.host_state.as_slice()?[..STATE] {
-            [0, 0] => Ok(()),
-            [0, _] => Err(Error::corrupt("escape list", "an escape points past the symbols")),
-            _ => Err(Error::corrupt("packed symbols", "a byte is outside the range of its class")),
-        }
-    }
-
-    /// Queues coded bytes to the device and from there to the payload.
-    fn queue_inflate(&mut self, segments: &[Segment<'_>], segment_bytes: usize, len: usize) -> Result<()> {
-        let (device, stream) = (&self.codec.device, &self.stream);
-        let bytes: usize = segments.iter().map(|segment| segment.coded.len()).sum();
-        let host = self.host_coded.reserve(device, bytes)?;
-        let mut to = &mut host.as_mut_slice()?[..bytes];
-        let pieces = segments.iter().map(|segment| {
-            let piece = to.split_off_mut(..segment.coded.len());
-            (piece.expect("there is room for all of them; this is a bug"), segment.coded)
-        });
-        pieces
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .with_min_len(16)
-            .for_each(|(to, from)| to.copy_from_slice(from));
-        host.copy_to(stream, bytes, self.coded.reserve(device, stream, bytes)?)?;
-        let ends: Vec<u32> = segments
-            .iter()
-            .scan(0, |end, segment| {
-                *end += segment.coded.len() as u32;
-                Some(*end)
-            })
-            .collect();
-        self.payload.reserve(device, stream, len + 16)?;
-        self.stream.memset_zeros(&mut self.state).map_err(gpu::Error::from)?;
-        self.watch.mark(device, stream, "upload_ms")?;
-        let payload = Payload { pointer: self.payload.pointer(), bytes: len, segment_bytes };
-        self.inflater.inflate(stream, Coded { pointer: self.coded.pointer(), ends: &ends }, payload)?;
-        Ok(self.watch.mark(device, stream, "inflate_ms")?)
-    }
-
-    /// Cuts the payload by its first bytes, ids and shifts.
-    fn open<'a>(
-        &self,
-        header: &'a ChunkHeader,
-        profile: &'a KvtcProfile,
-        parts: Parts<'a>,
-        body_shifts: Option<&[i8]>,
-        prefix: &[u8],
-        payload_bytes: usize,
-    ) -> Result<Opened<'a>> {
-        let (id_bytes, shift_bytes) = prefix.split_at(parts.ids);
-        let mut ids = Vec::new();
-        if let Some(predictor) = &profile.predictor {
-            let features = self.codec.features.as_ref().ok_or(Error::FeaturesMissing)?;
-            ids = read_ids(id_bytes, predictor.id_bytes);
-            check_ids(&ids, features.vocabulary())?;
-        }
-        let all = header.has_token_shifts.then(|| shifts_of(shift_bytes)).transpose()?;
-        let shifts = match (&all, body_shifts) {
+    ) -> Result<Self> {
+        let (ids, rest) = head.split_at(parts.ids);
+        let all_shifts = header.has_token_shifts.then(|| shifts_of(&rest[..parts.shifts])).transpose()?;
+        let shifts = match (&all_shifts, body_shifts) {
             (Some(all), _) => Shifts::All(all),
             (None, Some(body)) => Shifts::Body(body),
             (None, None) => Shifts::None,
@@ -252,191 +177,296 @@ impl CudaDecoder {
         let groups = groups(&parts.roles, shifts);
         let keys = SidePart::of(profile, Side::Keys, &header.steps, &groups, header.key_escapes)?;
         let values = SidePart::of(profile, Side::Values, &header.steps, &groups, header.value_escapes)?;
-        let expected = prefix.len() + 2 * parts.exact + keys.len + values.len;
-        if expected != payload_bytes {
-            let detail = format!("payload of {payload_bytes} bytes, its counts give {expected}");
+        let before = (parts.ids + parts.shifts + 2 * parts.exact) as u64;
+        let (expected, symbols) = ((keys.len + values.len) as u64, header.payload_bytes - before);
+        if expected != symbols {
+            let detail = format!("{symbols} bytes of symbols, its counts give {expected}");
             return Err(Error::corrupt("chunk header", detail));
         }
-        Ok(Opened { header, profile, parts, groups, ids, sides: [keys, values], payload_bytes })
-    }
-
-    /// Queues everything between payload and pages.
-    fn queue_rows(&mut self, opened: &Opened<'_>, tables: &Tables, kv: KvView) -> Result<()> {
-        let (codec, stream) = (Arc::clone(&self.codec), Arc::clone(&self.stream));
-        let orders = [&opened.sides[0].order, &opened.sides[1].order];
-        let chunk =
-            Chunk::of(opened.profile, opened.header.place(), &opened.groups, orders, &opened.ids, &[]);
-        let at = chunk.upload(&mut self.upload, &stream)?;
-        let tokens = chunk.tokens(at, kv);
-        self.bands.make_turns(&codec, &tokens)?;
-        self.put_exact(opened, kv)?;
-        let mut starts = [0u64; 2];
-        let mut start = self.payload.pointer()
-            + (opened.payload_bytes - opened.sides[0].len - opened.sides[1].len) as u64;
-        for side in [Side::Keys, Side::Values] {
-            let (i, part) = (side as usize, &opened.sides[side as usize]);
-            starts[i] = start;
-            let entries = escape_entries(opened.header, side);
-            let list = start + (part.len - entries * ESCAPE_BYTES) as u64;
-            let invalid = pointer(&self.state) + size_of::<u32>() as u64;
-            let order = chunk.order(at, side, &tables[i]);
-            self.escapes[i].find(&codec, &stream, order, (list, entries), invalid)?;
-            start += part.len as u64;
+        let ids = match &profile.predictor {
+            Some(predictor) => read_ids(ids, predictor.id_bytes),
+            None => Vec::new(),
+        };
+        if profile.predictor.is_some() {
+            check_ids(codec, &ids)?;
         }
-        self.watch.mark(&codec.device, &stream, "escapes_ms")?;
-        self.queue_bands(opened, tables, &chunk, at, &tokens, starts)
+        let sides = [keys, values];
+        check_size([&sides[0].order, &sides[1].order])?;
+        let slots = Slots::of(&groups, [&sides[0].order.kept, &sides[1].order.kept]);
+        Ok(Self { profile, kv, header, parts, ids, sides, slots })
     }
 
-    fn queue_bands(
+    /// Components that any token needs at most, in whole blocks; a product needs something to sum over.
+    fn needed(&self) -> usize {
+        let all = 0..self.slots.tokens.len();
+        let needed = |side: &SidePart<'_>| self.slots.needed(all.clone(), &side.order.kept);
+        self.sides.iter().map(needed).max().unwrap_or(0).max(BLOCK)
+    }
+
+    /// What the kernels are told; the first word is the flag that they set.
+    fn words(&self) -> (Words, SlotParts, [SideParts; 2], u64) {
+        let mut words = Words::default();
+        words.push([0]);
+        let slots = SlotParts::push(&self.slots, &mut words);
+        let sides = [&self.sides[0], &self.sides[1]];
+        let sides = sides.map(|side| SideParts::push(side.space, &side.order, &self.slots, slots, &mut words));
+        let ids = words.push(self.ids.iter().copied());
+        (words, slots, sides, ids)
+    }
+
+    /// Tokens before the chunk whose ids are known.
+    fn lead(&self) -> usize {
+        let place = self.header.place();
+        self.profile.predictor.as_ref().map_or(0, |p| place.first_token - id_range(p, &place).start)
+    }
+}
+
+impl Work {
+    fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, tables: Tables) -> gpu::Result<Self> {
+        Ok(Self {
+            bands: Bands::new(codec, stream)?,
+            tables,
+            words: Grown::new("the order of a chunk"),
+            host_words: GrownPinned::new(),
+            host_flag: GrownPinned::new(),
+            coded: Grown::new("a chunk's segments"),
+            inflater: Inflater::new(&codec.device, stream)?,
+            payload: Grown::new("a payload"),
+            host_bytes: GrownPinned::new(),
+            spans: [Grown::new("sums of escapes"), Grown::new("sums of escapes")],
+            found: [Grown::new("escapes"), Grown::new("escapes")],
+            stopwatch: Stopwatch::default(),
+        })
+    }
+
+    /// A chunk, opened, to the pages.
+    fn decode(
         &mut self,
-        opened: &Opened<'_>,
-        tables: &Tables,
-        chunk: &Chunk,
-        at: Uploaded,
-        tokens: &Tokens,
-        packed: [CUdeviceptr; 2],
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        profile: &KvtcProfile,
+        header: ChunkHeader,
+        mut reader: Reader<'_>,
+        kv: KvView,
     ) -> Result<()> {
-        let codec = Arc::clone(&self.codec);
-        for band in self.bands.cut(chunk.slots.tokens.len()) {
-            if let Some(predictor) = &opened.profile.predictor {
-                self.bands.make_features(&codec, predictor, tokens, &band)?;
+        self.stopwatch.start(&codec.device, stream)?;
+        let parts = kvtc::Parts::of(&header, profile, codec.widths.features)?;
+        let body_shifts = read_shifts(&header, &parts.roles, &mut reader)?;
+        let len = parts.check_payload(&header, codec.widths.features)?;
+        let segment_bytes = header.segment_bytes as usize;
+        let segments = segments::read(&mut reader.clone(), len, segment_bytes)?;
+        self.inflate(codec, stream, reader, segment_bytes, len)?;
+        let head = inflate_head(&segments, segment_bytes, parts.ids + parts.shifts)?;
+        let job = Job::of(codec, (profile, parts), header, (&head, body_shifts.as_deref()), kv)?;
+        self.stopwatch.mark(&codec.device, stream, "inflate")?;
+        let layout = self.lay_out(codec, stream, &job)?;
+        self.put_exact(codec, stream, &job)?;
+        self.find_escapes(codec, stream, &layout)?;
+        self.stopwatch.mark(&codec.device, stream, "escapes")?;
+        self.bands.make_turns(codec, &layout.tokens)?;
+        let widths = codec.widths;
+        let stride = widths.padded_inputs + job.needed();
+        let row_bytes = (stride + widths.inputs) * size_of::<f16>() + widths.padded_features * size_of::<f32>();
+        for band in Bands::cut(job.slots.tokens.len(), row_bytes) {
+            self.band(codec, stream, &job, &layout, (&band, stride))?;
+        }
+        self.check_flag(codec, stream)
+    }
+
+    /// Queues the upload of the segments and their inflation.
+    fn inflate(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        mut reader: Reader<'_>,
+        segment_bytes: usize,
+        len: usize,
+    ) -> Result<()> {
+        let ends = reader.list(len.div_ceil(segment_bytes), u32::from_le_bytes)?;
+        let coded = reader.take(reader.remaining())?;
+        let host = self.host_bytes.reserve(&codec.device, coded.len())?;
+        copy(coded, &mut host.as_mut_slice()?[..coded.len()]);
+        host.copy_to(stream, coded.len(), self.coded.reserve(&codec.device, stream, coded.len())?)?;
+        self.payload.reserve(&codec.device, stream, len)?;
+        let coded = Coded { pointer: self.coded.pointer(), ends: &ends };
+        let payload = Payload { pointer: self.payload.pointer(), bytes: len, segment_bytes };
+        self.inflater.inflate(stream, coded, payload)
+    }
+
+    /// Uploads what the kernels are told.
+    fn lay_out(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: &Job<'_>) -> Result<Layout> {
+        let (words, slots, sides, ids) = job.words();
+        let len = words.all.len();
+        let host = self.host_words.reserve(&codec.device, len)?;
+        host.as_mut_slice()?[..len].copy_from_slice(&words.all);
+        host.copy_to(stream, len, self.words.reserve(&codec.device, stream, len)?)?;
+        let (base, place) = (self.words.pointer(), job.header.place());
+        let before = (job.parts.ids + job.parts.shifts + 2 * job.parts.exact) as u64;
+        let packed = [before, before + job.sides[0].len as u64].map(|at| self.payload.pointer() + at);
+        let lists = [0, 1].map(|side| packed[side] + job.sides[side].order.packed_len(job.sides[side].space) as u64);
+        Ok(Layout {
+            tokens: Tokens {
+                kv: job.kv,
+                first_token: place.first_token,
+                count: place.tokens,
+                slot_tokens: base + slots.tokens,
+                ids: base + ids,
+                lead: job.lead(),
+            },
+            orders: [0, 1].map(|side| sides[side].at(base, pointer(&self.tables[side].log_sigma))),
+            packed,
+            lists,
+            entries: [job.header.key_escapes as usize, job.header.value_escapes as usize],
+        })
+    }
+
+    /// Queues the exact tokens, and the plan's first row where the chunk starts with it.
+    fn put_exact(&self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: &Job<'_>) -> gpu::Result<()> {
+        let starts_with_first = job.header.starts_with_first;
+        let tokens = sent_exactly(&job.parts.roles, starts_with_first);
+        let kv = job.kv;
+        if let (true, Some(first)) = (starts_with_first, &codec.first) {
+            let (row, grid) = (pointer(&first.rows), threads(codec.widths.features, 2));
+            // SAFETY: the plan's row has `[2, P]` elements, and the view holds the chunk, which starts at token 0.
+            unsafe { launch!(stream, codec.functions.put_first, grid, kv, row) }?;
+        }
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let elements = tokens.len() * codec.widths.features;
+        let first = job.header.first_token as usize + tokens.start;
+        let [first, count, elements_word] = [first, tokens.len(), elements].map(|n| n as u32);
+        let from = self.payload.pointer() + (job.parts.ids + job.parts.shifts) as u64;
+        let grid = threads(elements, 2);
+        // SAFETY: the view holds the chunk's tokens, and the payload two bytes an element and side from there on.
+        unsafe { launch!(stream, codec.functions.put_exact, grid, kv, first, count, elements_word, from) }
+    }
+
+    /// Queues what finds the symbols that escapes replace.
+    fn find_escapes(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, layout: &Layout) -> gpu::Result<()> {
+        let (span, scan, find) =
+            (&codec.functions.escape_spans, &codec.functions.scan_spans, &codec.functions.escape_find);
+        for side in 0..2 {
+            let (entries, list, order) = (layout.entries[side], layout.lists[side], layout.orders[side]);
+            if entries == 0 {
+                continue;
             }
-            for side in [Side::Keys, Side::Values] {
-                let i = side as usize;
-                let components = chunk.slots.needed(band.clone(), &opened.sides[i].order.kept);
-                let order = chunk.order(at, side, &tables[i]);
-                self.queue_band(opened.profile, tables, side, order, tokens, &band, components, packed[i])?;
+            let block_count = entries.div_ceil(ENTRIES_PER_BLOCK);
+            self.spans[side].reserve(&codec.device, stream, block_count)?;
+            self.found[side].reserve(&codec.device, stream, entries)?;
+            let (spans, found, flag) = (self.spans[side].pointer(), self.found[side].pointer(), self.words.pointer());
+            let [entries, sums] = [entries, block_count].map(|n| n as u32);
+            let grid = blocks(block_count, 1);
+            // SAFETY: the payload holds the list, whose length was checked; the buffers were just made for it.
+            unsafe {
+                launch!(stream, span, grid, list, entries, spans)?;
+                launch!(stream, scan, one_block(), spans, sums)?;
+                launch!(stream, find, grid, order, list, entries, spans, found, flag)?;
             }
         }
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)] // one band's parts, split up by the caller
-    fn queue_band(
+    /// Queues one band of tokens, both sides.
+    fn band(
         &mut self,
-        profile: &KvtcProfile,
-        tables: &Tables,
-        side: Side,
-        order: SideOrder,
-        tokens: &Tokens,
-        band: &Range<usize>,
-        components: usize,
-        packed: CUdeviceptr,
-    ) -> gpu::Result<()> {
-        let (codec, table) = (Arc::clone(&self.codec), &tables[side as usize]);
-        let (inputs, features) = (codec.widths.padded_inputs, codec.widths.padded_features);
-        let (stride, rows) = (inputs + table.components, Bands::rows_of(band));
-        self.bands.reserve(rows, stride, features)?;
-        if let Some(predictor) = &profile.predictor {
-            self.bands.place_features(&codec, predictor, tokens, band, (0, stride))?;
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: &Job<'_>,
+        layout: &Layout,
+        (band, stride): (&Range<usize>, usize),
+    ) -> Result<()> {
+        let widths = codec.widths;
+        let rows = Bands::rows_of(band);
+        self.bands.reserve(rows, stride, widths.padded_features)?;
+        if let Some(predictor) = &job.profile.predictor {
+            self.bands.make_features(codec, predictor, &layout.tokens, band)?;
+            self.bands.place_features(codec, predictor, &layout.tokens, band, (0, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "features")?;
         }
-        // Without predictor a product needs at least one column.
-        let components = components.max(if inputs == 0 { BLOCK } else { 0 });
-        self.unpack(&codec, order, table, band, components, (packed, stride))?;
-        let coefficients = (coefficients_of(&self.bands, inputs), stride);
-        self.escapes[side as usize].apply(&codec, &self.stream, order, table, band, coefficients)?;
-        self.watch.mark(&codec.device, &self.stream, "unpack_ms")?;
-        self.bands.reconstruct(table, (features, inputs), rows, inputs + components)?;
-        self.watch.mark(&codec.device, &self.stream, "reconstruct_ms")?;
-        self.scatter(&codec, side, tables, tokens, band)?;
-        self.watch.mark(&codec.device, &self.stream, "scatter_ms")
+        for side in [Side::Keys, Side::Values] {
+            let needed = job.slots.needed(band.clone(), &job.sides[side as usize].order.kept);
+            // A product needs something to sum over.
+            let needed = if widths.padded_inputs == 0 { needed.max(BLOCK) } else { needed };
+            self.unpack(codec, stream, side, layout, (band, needed, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "unpack")?;
+            let tables = &self.tables[side as usize];
+            let inner = widths.padded_inputs + needed;
+            let shape = (widths.padded_features, widths.padded_inputs);
+            self.bands.reconstruct(tables, shape, (rows, inner, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "reconstruct")?;
+            self.scatter(codec, stream, side, &layout.tokens, band)?;
+            self.stopwatch.mark(&codec.device, stream, "scatter")?;
+        }
+        Ok(())
     }
 
     fn unpack(
         &self,
         codec: &CudaCodec,
-        order: SideOrder,
-        table: &super::tables::SideTables,
-        band: &Range<usize>,
-        components: usize,
-        (packed, stride): (CUdeviceptr, usize),
+        stream: &Arc<CudaStream>,
+        side: Side,
+        layout: &Layout,
+        (band, components, stride): (&Range<usize>, usize, usize),
     ) -> gpu::Result<()> {
         if components == 0 {
             return Ok(());
         }
-        let (rows, scale) = (coefficients_of(&self.bands, codec.widths.padded_inputs), pointer(&table.scale));
-        let [slot0, slots, stride] = [band.start, band.len(), stride].map(|n| n as u32);
-        let (function, invalid) = (&codec.functions.unpack, pointer(&self.state));
-        let grid = blocks(components / BLOCK, band.len().div_ceil(UNPACK_SLOTS));
-        // SAFETY: the packed symbols are as long as the order asks; rows have room for the components.
+        let column = codec.widths.padded_inputs * size_of::<f16>();
+        let rows = self.bands.halves.pointer() + column as u64;
+        let (order, packed) = (layout.orders[side as usize], layout.packed[side as usize]);
+        let scale = pointer(&self.tables[side as usize].scale);
+        let [first, slots, stride, entries] =
+            [band.start, band.len(), stride, layout.entries[side as usize]].map(|n| n as u32);
+        let flag = self.words.pointer();
+        let (unpack, apply) = (&codec.functions.unpack, &codec.functions.escape_apply);
+        let grid = blocks(components / BLOCK, band.len().div_ceil(32));
+        // SAFETY: the order is that of this chunk, whose packed symbols and entries were checked to lie in the payload.
         unsafe {
-            launch!(self.stream, function, grid, order, packed, slot0, slots, scale, rows, stride, invalid)
+            launch!(stream, unpack, grid, order, packed, first, slots, scale, rows, stride, flag)?;
+            if entries > 0 {
+                let (found, grid) = (self.found[side as usize].pointer(), threads(entries as usize, 1));
+                launch!(stream, apply, grid, order, found, entries, first, slots, scale, rows, stride)?;
+            }
         }
+        Ok(())
     }
 
     fn scatter(
         &self,
         codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
         side: Side,
-        tables: &Tables,
         tokens: &Tokens,
         band: &Range<usize>,
     ) -> gpu::Result<()> {
-        let (table, half) = (&tables[side as usize], codec.layout.head_dim / 2);
-        let (function, each) = codec.functions.scatter.of(half);
-        let units = codec.layout.layers * codec.layout.kv_heads * half / each;
-        let (kv, value, turns) = (tokens.kv, side as u32, self.bands.turns_of(side));
-        let (of_slots, first) = (tokens.slots_of(band), tokens.first_token as u32);
-        let (mean, inverse, rows) = (pointer(&table.mean), table.row_scale, self.bands.sums.pointer());
-        let (stride, grid) = (codec.widths.padded_features as u32, threads(units, band.len()));
-        // SAFETY: slots name tokens of the chunk, which lie in the view's pages; rows are as long as the stride.
-        unsafe {
-            launch!(
-                self.stream,
-                function,
-                grid,
-                kv,
-                value,
-                of_slots,
-                first,
-                turns,
-                mean,
-                inverse,
-                rows,
-                stride
-            )
-        }
+        let tables = &self.tables[side as usize];
+        let (scatter, width) = codec.functions.scatter.of(codec.layout.inv_freq.len());
+        let units = codec.widths.features / 2 / width;
+        let (of_slots, turns, mean) = (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
+        let (rows, inverse, value) = (self.bands.sums.pointer(), tables.row_scale, side as u32);
+        let [first, stride] = [tokens.first_token, codec.widths.padded_features].map(|n| n as u32);
+        let (kv, grid) = (tokens.kv, threads(units, band.len()));
+        // SAFETY: the view's pages hold the chunk's tokens, which was checked, and slots name no others.
+        unsafe { launch!(stream, scatter, grid, kv, value, of_slots, first, turns, mean, inverse, rows, stride) }
     }
 
-    /// Queues the tokens that are not coded.
-    fn put_exact(&self, opened: &Opened<'_>, kv: KvView) -> Result<()> {
-        let (codec, features) = (&self.codec, self.codec.layout.features());
-        let has_first = opened.header.starts_with_first;
-        if let (true, Some(first)) = (has_first, &codec.first) {
-            let (function, row) = (&codec.functions.put_first, pointer(&first.rows));
-            // SAFETY: the first token lies in the view's pages, the row has `2 x P` elements.
-            unsafe { launch!(self.stream, function, threads(features, 2), kv, row) }?;
+    /// Waits, and asks whether kernels found anything wrong.
+    fn check_flag(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>) -> Result<()> {
+        let host = self.host_flag.reserve(&codec.device, 1)?;
+        if let Some(words) = self.words.memory() {
+            host.copy_from(stream, 1, words)?;
         }
-        let sent = sent_exactly(&opened.parts.roles, has_first);
-        if sent.is_empty() {
+        stream.synchronize().map_err(gpu::Error::from)?;
+        self.inflater.check(stream)?;
+        if host.as_slice()?[0] == 0 {
             return Ok(());
         }
-        let elements = sent.len() * features;
-        let first = opened.header.first_token + sent.start as u32;
-        let from = self.payload.pointer() + (opened.parts.ids + opened.parts.shifts) as u64;
-        let (function, count, words) = (&codec.functions.put_exact, sent.len() as u32, elements as u32);
-        // SAFETY: the tokens lie in the view's pages, the payload holds four bytes an element from there on.
-        unsafe { launch!(self.stream, function, threads(elements, 2), kv, first, count, words, from) }?;
-        Ok(())
+        Err(Error::corrupt("packed symbols", "a byte is outside of its packing's range, or an escape of the symbols"))
     }
-}
 
-fn escape_entries(header: &ChunkHeader, side: Side) -> usize {
-    match side {
-        Side::Keys => header.key_escapes as usize,
-        Side::Values => header.value_escapes as usize,
+    fn bytes(&self) -> usize {
+        let escapes = self.spans.iter().chain(&self.found).map(Grown::bytes).sum::<usize>();
+        escapes + self.bands.bytes() + self.words.bytes() + self.payload.bytes() + self.coded.bytes()
     }
-}
-
-/// The payload's first `bytes` bytes.
-fn inflated_prefix(segments: &[Segment<'_>], segment_bytes: usize, bytes: usize) -> Result<Vec<u8>> {
-    let count = bytes.div_ceil(segment_bytes).min(segments.len());
-    let len = segments[..count].iter().map(|segment| segment.inflated_len).sum();
-    let mut prefix = vec![0; len];
-    inflate(&segments[..count], segment_bytes, &mut prefix)?;
-    prefix.truncate(bytes);
-    if prefix.len() < bytes {
-        return Err(Error::corrupt("chunk header", format!("payload of {len} bytes, {bytes} come first")));
-    }
-    Ok(prefix)
 }

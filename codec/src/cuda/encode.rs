@@ -1,19 +1,20 @@
-//! Pages to chunks, on the device: the mirror is [`super::CudaDecoder`], the reference [`crate::Encoder`].
+//! The encoder on the device. [`CudaEncoder::encode`] is the pipeline of [`crate::Encoder`], a chunk a call.
+//!
+//! One synchronisation in the middle tells how many symbols escaped, which decides where in the payload everything lies.
 
 use std::{ops::Range, sync::Arc};
 
-use gpu::{CudaSlice, CudaStream, KvView, Pinned, PushKernelArg as _, copy_on_device};
+use gpu::{CudaStream, KvView, PushKernelArg as _};
+use half::f16;
 
 use super::{
-    block::{BlockCopy, joined},
-    buffers::{Grown, pointer},
-    chunk::{Chunk, Upload, Uploaded},
+    block::Blocks,
+    buffers::{Grown, GrownPinned, copy, pointer},
     codec::{CudaCodec, Direction, Tables},
-    deflate::{Deflater, Payload},
+    deflate::{Deflated, Deflater, Payload},
     escapes::{EscapeList, EscapeSink},
-    features::HostFeatures,
     kernels::{blocks, launch, threads},
-    order::SideOrder,
+    order::{Offset, SideOrder, SideParts, SlotParts, Slots, Words},
     products::{Bands, Tokens},
     stopwatch::Stopwatch,
 };
@@ -25,7 +26,6 @@ use crate::{
         bytes::Write as _,
         chunk::ChunkHeader,
         digest::{DIGEST_BYTES, seal},
-        segments::SEGMENT_BYTES,
     },
     kvtc::{header_of, id_range, sent_exactly, write_ids},
     plan::{KvtcProfile, Plan},
@@ -33,78 +33,95 @@ use crate::{
     tokens::{Place, Roles, Shifts, Side, WINDOW, groups},
 };
 
-/// Components of a thread of `kvtc_pack`.
-const COMPONENTS_PER_THREAD: usize = 16;
-/// Words of state that kernels leave: the first token that is not finite, then per side escapes and entries of their list.
-const STATE: usize = 5;
-const NO_TOKEN: u32 = u32::MAX;
+/// Components that a block of `kvtc_pack` looks at.
+const PACK_COMPONENTS: usize = 16;
+/// Packed symbols of a side start on such a boundary.
+const ALIGN: usize = 256;
 
-/// Codes stretches of caches that lie in a device's pages, one after the other; several may work at once.
+/// Encodes one chunk after the other, straight from a session's pages.
 #[derive(Debug)]
 pub struct CudaEncoder {
     codec: Arc<CudaCodec>,
     stream: Arc<CudaStream>,
-    tables: Option<Tables>,
-    bands: Bands,
-    upload: Upload,
-    state: CudaSlice<u32>,
-    host_state: Pinned<u32>,
-    packed: [Grown<u32>; 2],
-    escapes: [EscapeList; 2],
-    payload: Grown<u8>,
-    deflater: Deflater,
-    block: BlockCopy,
-    watch: Stopwatch,
+    /// Without a plan there is nothing to project on.
+    work: Option<Work>,
+    blocks: Blocks,
 }
 
-/// One chunk to be coded.
+/// What kvtc needs.
+#[derive(Debug)]
+struct Work {
+    tables: Tables,
+    bands: Bands,
+    escapes: [EscapeList; 2],
+    words: Grown<u32>,
+    host_words: GrownPinned<u32>,
+    host_counts: GrownPinned<u32>,
+    packed: Grown<u32>,
+    payload: Grown<u8>,
+    host_head: GrownPinned<u8>,
+    deflater: Deflater,
+    stopwatch: Stopwatch,
+}
+
+/// What the device counts, at the start of the uploaded words.
+#[derive(Debug, Clone, Copy)]
+enum Count {
+    /// Smallest token with an entry that is not finite.
+    NotFinite,
+    /// Whether the first row is not the plan's.
+    Differs,
+    /// Symbols that escaped, of keys and of values.
+    Escaped,
+    EscapedValues,
+    /// Length of the lists.
+    Entries,
+    EntriesValues,
+}
+const COUNTS: [u32; 6] = [u32::MAX, 0, 0, 0, 0, 0];
+
+/// One chunk, as far as the host knows it.
 struct Job<'a> {
     plan: &'a Plan,
-    tier: u8,
-    place: Place,
     kv: KvView,
-    ids: &'a [u32],
-    /// One per token of the chunk.
-    shifts: Option<&'a [i8]>,
+    place: Place,
+    roles: Roles,
+    header: ChunkHeader,
+    /// Ids and shifts, the payload's first bytes.
+    head: Vec<u8>,
+    breaks: Vec<usize>,
+    orders: [Order; 2],
+    slots: Slots,
+    /// Bytes of packed symbols.
+    packed: [usize; 2],
+    /// Whether the prompt begins with the token whose row the plan holds.
+    may_start_with_first: bool,
 }
 
-/// What becomes of a chunk's symbols.
-struct Coded {
-    /// Per side: escapes, and entries of their list.
-    escapes: [[u32; 2]; 2],
+/// The parts of the upload.
+struct Parts {
+    slots: SlotParts,
+    sides: [SideParts; 2],
+    ids: Offset,
+    lead: usize,
 }
 
 impl CudaEncoder {
     pub(super) fn new(codec: Arc<CudaCodec>) -> Result<Self> {
         let stream = codec.device.stream()?;
-        let tables = codec.tables(Direction::Encoding, &stream)?;
-        let width = codec.widths.padded_features + codec.widths.padded_inputs;
-        let components = tables.iter().flat_map(|tables| tables.iter()).map(|side| side.components).max();
-        let row_bytes = width * size_of::<half::f16>() + components.unwrap_or(0) * size_of::<f32>();
-        Ok(Self {
-            bands: Bands::new(&codec, &stream, row_bytes)?,
-            upload: Upload::new(&codec.device),
-            state: codec.device.zeros(&stream, "an encoder's state", STATE)?,
-            host_state: Pinned::zeros(&codec.device, STATE)?,
-            packed: [(); 2].map(|()| Grown::new("packed symbols")),
-            escapes: [(); 2].map(|()| EscapeList::new()),
-            payload: Grown::new("a payload"),
-            deflater: Deflater::new(&codec.device, &stream)?,
-            block: BlockCopy::new(),
-            watch: Stopwatch::default(),
-            tables,
-            stream,
-            codec,
-        })
+        let work = codec.tables(Direction::Encoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
+        Ok(Self { blocks: Blocks::new(), work: work.transpose()?, codec, stream })
     }
 
-    /// Codes `tokens` of a session's cache as one self-contained chunk; what [`Encoder::encode_with_shifts`] makes of the same block, up
-    /// to symbols whose coefficients are on a border within the tolerance of the module's documentation. `ids` are those of the whole
-    /// prompt, `shifts` those of the chunk's tokens. The tokens must have been computed; waits for the outcome.
+    /// Encodes the tokens `tokens` of a prompt, whose ids are `ids` and whose cache lies in `kv`, as one chunk. All tokens of the prompt
+    /// count for where its window begins; only those of `tokens` need to be there. As of
+    /// [`Encoder::encode_with_shifts`](crate::Encoder::encode_with_shifts), shifts are one for each of `tokens`.
+    ///
+    /// The pages must not change until the call returns, and whatever fills them must be done before.
     ///
     /// # Errors
-    /// As [`Encoder::new`], [`Encoder::predicting`] and [`Encoder::encode_with_shifts`]; [`Error::LimitExceeded`] for tokens beyond the
-    /// pages; [`Error::Gpu`] when the device fails.
+    /// Those of [`Encoder::new`](crate::Encoder::new) and [`Encoder::encode_with_shifts`](crate::Encoder::encode_with_shifts),
+    /// [`Error::LimitExceeded`] for tokens that are not in the pages, [`Error::Gpu`].
     pub fn encode(
         &mut self,
         coding: Coding,
@@ -114,384 +131,420 @@ impl CudaEncoder {
         shifts: Option<&[i8]>,
     ) -> Result<Vec<u8>> {
         let codec = Arc::clone(&self.codec);
-        let encoder = Encoder::new(codec.layout.clone(), codec.model, codec.plan.clone(), coding, ids.len())?;
+        let plan = codec.plan.clone();
+        let encoder = Encoder::new(codec.layout.clone(), codec.model, plan.clone(), coding, ids.len())?;
         encoder.check_place(tokens.start, tokens.len(), shifts)?;
         codec.check_view(&kv, tokens.end)?;
-        // An earlier call may have ended early, with copies in flight.
-        self.stream.synchronize().map_err(gpu::Error::from)?;
+        codec.device.context().bind_to_thread().map_err(gpu::Error::from)?;
         let place = Place { first_token: tokens.start, tokens: tokens.len(), prompt_tokens: ids.len() };
-        match (coding.kind, &codec.plan, self.tables.clone()) {
-            (CodecKind::Kvtc, Some(plan), Some(tables)) => {
-                let job = Job { plan, tier: coding.tier, place, kv, ids, shifts };
-                self.encode_kvtc(&job, &tables, encoder.header(place))
+        let (stream, blocks) = (&self.stream, &mut self.blocks);
+        let coded = match (coding.kind, &plan, &mut self.work) {
+            (CodecKind::Kvtc, Some(plan), Some(work)) => {
+                let header = header_of(plan, coding.tier, shifts.is_some(), encoder.header(place));
+                Job::of(&codec, plan, kv, header, ids, shifts)
+                    .and_then(|job| work.encode(&codec, stream, job, ids))
             }
-            _ => self.encode_on_host(encoder, ids, &kv, place),
+            (CodecKind::Raw, ..) => blocks.encode_raw(&codec, stream, encoder.header(place), kv),
+            _ => blocks.encode(&codec, stream, encoder, (ids, shifts), kv, place),
+        };
+        if coded.is_err() {
+            // Nothing may be in flight when buffers are used again.
+            stream.synchronize().map_err(gpu::Error::from)?;
         }
+        coded
     }
 
-    /// Measures how long stages take from now on, see [`Self::stages`].
-    pub fn measure(&mut self, is_on: bool) {
-        self.watch.switch(is_on);
-    }
-
-    /// Milliseconds of the last chunk's stages on the device, if they were measured.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn stages(&self) -> Result<Vec<(&'static str, f32)>> {
-        Ok(self.watch.stages()?)
-    }
-
-    /// Device memory held beside the plan's tables, in bytes: it grows with the longest chunk.
+    /// Device memory held beside the plan's tables, in bytes.
     #[must_use]
     pub fn scratch_bytes(&self) -> usize {
-        let packed: usize = self.packed.iter().map(Grown::bytes).sum();
-        let escapes: usize = self.escapes.iter().map(EscapeList::bytes).sum();
-        self.bands.bytes()
-            + self.upload.bytes()
-            + packed
-            + escapes
-            + self.payload.bytes()
-            + self.deflater.bytes()
+        self.work.as_ref().map_or(0, Work::bytes)
     }
 
-    fn encode_on_host(
-        &mut self,
-        encoder: Encoder,
-        ids: &[u32],
-        kv: &KvView,
-        place: Place,
-    ) -> Result<Vec<u8>> {
-        let block = self.block.take(&self.codec, &self.stream, kv, place)?;
-        let Some(features) = &self.codec.features else { return encoder.encode(&block) };
-        let known = Arc::new(HostFeatures::new(Arc::clone(features), &self.codec.device, &self.stream));
-        let chunk = encoder.predicting(Arc::clone(&known) as _, Arc::from(ids))?.encode(&block);
-        known.failure().map_or(chunk, |error| Err(error.into()))
-    }
-
-    fn encode_kvtc(&mut self, job: &Job<'_>, tables: &Tables, header: ChunkHeader) -> Result<Vec<u8>> {
-        self.watch.start(&self.codec.device, &self.stream)?;
-        let profile = job.plan.kvtc();
-        let has_first = self.starts_with_first(job, profile)?;
-        let roles = Roles::of(job.place, profile.sinks, WINDOW);
-        let shifts = job.shifts.map(|shifts| &shifts[roles.coded()]);
-        let (ids, prefix, mut breaks) = self.prefix(job, profile, shifts)?;
-        let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
-        let header = ChunkHeader {
-            starts_with_first: has_first,
-            ..header_of(job.plan, job.tier, shifts.is_some(), header)
-        };
-        let orders = [Side::Keys, Side::Values]
-            .map(|side| Order::of(profile.space(side), side, &header.steps, &groups));
-        let chunk = Chunk::of(profile, job.place, &groups, [&orders[0], &orders[1]], ids, &prefix);
-        let at = chunk.upload(&mut self.upload, &self.stream)?;
-        let coded = self.code_bands(profile, tables, &chunk, at, &orders, job.kv)?;
-        let exact = sent_exactly(&roles, has_first);
-        let exact_len = exact.len() * self.codec.layout.features() * 2;
-        breaks.extend((1..=4).map(|part| prefix.len() + part * exact_len / 2));
-        let start = prefix.len() + 2 * exact_len;
-        let bytes = self.lay_out(profile, &coded, &orders, start, &mut breaks)?;
-        let payload =
-            Payload { pointer: self.payload.pointer(), bytes, segment_bytes: SEGMENT_BYTES as usize };
-        self.put_prefix(at, prefix.len(), job.kv, job.place.first_token + exact.start, exact.len())?;
-        let header = ChunkHeader {
-            key_escapes: coded.escapes[0][1],
-            value_escapes: coded.escapes[1][1],
-            payload_bytes: bytes as u64,
-            ..header
-        };
-        self.finish(&header, payload, breaks)
-    }
-
-    /// Whether the chunk begins a prompt with the row that the plan holds.
-    fn starts_with_first(&mut self, job: &Job<'_>, profile: &KvtcProfile) -> Result<bool> {
-        let (Some(plan_row), Some(row)) = (&profile.first, &self.codec.first) else { return Ok(false) };
-        if job.place.first_token > 0 || profile.sinks == 0 || job.ids[0] != plan_row.token {
-            return Ok(false);
+    /// Measures stages from now on, or stops.
+    #[doc(hidden)]
+    pub fn measure(&mut self, is_on: bool) {
+        if let Some(work) = &mut self.work {
+            work.stopwatch.switch(is_on);
         }
-        let features = self.codec.layout.features();
-        self.stream.memset_zeros(&mut self.state).map_err(gpu::Error::from)?;
-        let [keys, values] = row.tolerances;
-        let (function, kv) = (&self.codec.functions.compare_first, job.kv);
-        let (rows, differs) = (pointer(&row.rows), pointer(&self.state));
-        // SAFETY: the first token lies in the view's pages, the row has `2 x P` elements.
-        unsafe { launch!(self.stream, function, threads(features, 2), kv, rows, keys, values, differs) }?;
-        Ok(self.read_state()?[0] == 0)
     }
 
-    /// Ids that predictions look at, the bytes that the payload starts with, and where statistics change in them.
-    fn prefix<'a>(
-        &self,
-        job: &Job<'a>,
-        profile: &KvtcProfile,
+    /// Milliseconds of the last call's stages on the device.
+    #[doc(hidden)]
+    pub fn stages(&self) -> Result<Vec<(&'static str, f32)>> {
+        Ok(self.work.as_ref().map_or(Ok(Vec::new()), |work| work.stopwatch.stages())?)
+    }
+}
+
+impl<'a> Job<'a> {
+    fn of(
+        codec: &CudaCodec,
+        plan: &'a Plan,
+        kv: KvView,
+        header: ChunkHeader,
+        ids: &[u32],
         shifts: Option<&[i8]>,
-    ) -> Result<(&'a [u32], Vec<u8>, Vec<usize>)> {
-        let (mut bytes, mut breaks) = (Vec::new(), Vec::new());
-        let mut ids: &[u32] = &[];
+    ) -> Result<Self> {
+        let (profile, place) = (plan.kvtc(), header.place());
+        let roles = Roles::of(place, profile.sinks, WINDOW);
+        let shifts = shifts.map(|shifts| &shifts[roles.coded()]);
+        let (mut head, mut breaks) = (Vec::new(), Vec::new());
         if let Some(predictor) = &profile.predictor {
-            let features = self.codec.features.as_ref().ok_or(Error::FeaturesMissing)?;
-            ids = &job.ids[id_range(predictor, &job.place)];
-            check_ids(ids, features.vocabulary())?;
-            write_ids(ids, predictor.id_bytes, &mut bytes, &mut breaks);
+            let ids = &ids[id_range(predictor, &place)];
+            check_ids(codec, ids)?;
+            write_ids(ids, predictor.id_bytes, &mut head, &mut breaks);
         }
         if let Some(shifts) = shifts {
-            bytes.extend(shifts.iter().map(|&shift| shift as u8));
-            breaks.push(bytes.len());
+            head.extend(shifts.iter().map(|&shift| shift as u8));
+            breaks.push(head.len());
         }
-        Ok((ids, bytes, breaks))
+        let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
+        let order = |side: Side| Order::of(profile.space(side), side, &header.steps, &groups);
+        let orders = [order(Side::Keys), order(Side::Values)];
+        let packed = [Side::Keys, Side::Values].map(|side| orders[side as usize].packed_len(profile.space(side)));
+        check_size([&orders[0], &orders[1]])?;
+        let slots = Slots::of(&groups, [&orders[0].kept, &orders[1].kept]);
+        let may_start_with_first = place.first_token == 0
+            && profile.sinks > 0
+            && profile.first.as_ref().is_some_and(|first| first.token == ids[0]);
+        Ok(Self { plan, kv, place, roles, header, head, breaks, orders, slots, packed, may_start_with_first })
     }
 
-    /// Everything up to sorted escapes, a second time with more room for them where there was too little.
-    fn code_bands(
-        &mut self,
-        profile: &KvtcProfile,
-        tables: &Tables,
-        chunk: &Chunk,
-        at: Uploaded,
-        orders: &[Order; 2],
-        kv: KvView,
-    ) -> Result<Coded> {
-        let tokens = chunk.tokens(at, kv);
-        self.bands.make_turns(&self.codec, &tokens)?;
-        let mut known = [0; 2];
-        for _ in 0..2 {
-            let mut init = [0; STATE];
-            init[0] = NO_TOKEN;
-            self.stream.memcpy_htod(&init, &mut self.state).map_err(gpu::Error::from)?;
-            self.queue_bands(profile, tables, chunk, at, &tokens, orders, known)?;
-            let state = self.read_state()?;
-            if state[0] != NO_TOKEN {
-                return Err(Error::not_finite(state[0] as usize));
-            }
-            let escapes = [[state[1], state[2]], [state[3], state[4]]];
-            if (0..2).all(|side| self.escapes[side].holds(escapes[side][0])) {
-                return Ok(Coded { escapes });
-            }
-            known = escapes.map(|[count, _]| count as usize);
-        }
-        Err(gpu::Error::Driver("escapes were counted differently the second time".into()).into())
+    /// Components that any token needs at most, in whole blocks.
+    fn needed(&self) -> usize {
+        let all = 0..self.slots.tokens.len();
+        self.orders.iter().map(|order| self.slots.needed(all.clone(), &order.kept)).max().unwrap_or(0)
     }
 
-    #[allow(clippy::too_many_arguments)] // one chunk's parts, split up by the caller
-    fn queue_bands(
+    fn profile(&self) -> &'a KvtcProfile {
+        self.plan.kvtc()
+    }
+
+    /// What the kernels are told.
+    fn words(&self, ids: &[u32]) -> (Words, Parts) {
+        let mut words = Words::default();
+        words.push(COUNTS);
+        let slots = SlotParts::push(&self.slots, &mut words);
+        let sides = [Side::Keys, Side::Values].map(|side| {
+            let (space, order) = (self.profile().space(side), &self.orders[side as usize]);
+            SideParts::push(space, order, &self.slots, slots, &mut words)
+        });
+        let range = self.profile().predictor.as_ref().map_or(0..0, |predictor| id_range(predictor, &self.place));
+        let lead = if range.is_empty() { 0 } else { self.place.first_token - range.start };
+        let ids = words.push(ids[range].iter().copied());
+        (words, Parts { slots, sides, ids, lead })
+    }
+}
+
+impl Work {
+    fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, tables: Tables) -> gpu::Result<Self> {
+        Ok(Self {
+            bands: Bands::new(codec, stream)?,
+            tables,
+            escapes: [EscapeList::new(), EscapeList::new()],
+            words: Grown::new("the order of a chunk"),
+            host_words: GrownPinned::new(),
+            host_counts: GrownPinned::new(),
+            packed: Grown::new("packed symbols"),
+            payload: Grown::new("a payload"),
+            host_head: GrownPinned::new(),
+            deflater: Deflater::new(&codec.device, stream)?,
+            stopwatch: Stopwatch::default(),
+        })
+    }
+
+    /// Rows to a chunk.
+    fn encode(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: Job<'_>, ids: &[u32]) -> Result<Vec<u8>> {
+        let mut counts = self.symbols(codec, stream, &job, ids, [0; 2])?;
+        let escaped = [Count::Escaped, Count::EscapedValues].map(|count| counts[count as usize]);
+        if (0..2).any(|side| !self.escapes[side].holds(escaped[side])) {
+            // Data that the plan does not fit at all: once more, with room for what was counted.
+            counts = self.symbols(codec, stream, &job, ids, escaped.map(|count| count as usize))?;
+        }
+        let bad = counts[Count::NotFinite as usize];
+        if bad != u32::MAX {
+            return Err(Error::not_finite(bad as usize));
+        }
+        let (header, bytes, breaks) = self.assemble(codec, stream, job, &counts)?;
+        self.deflate(codec, stream, header, bytes, &breaks)
+    }
+
+    /// Queues everything up to packed symbols and escapes, and waits for the counts. `known` are escapes counted before.
+    fn symbols(
         &mut self,
-        profile: &KvtcProfile,
-        tables: &Tables,
-        chunk: &Chunk,
-        at: Uploaded,
-        tokens: &Tokens,
-        orders: &[Order; 2],
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: &Job<'_>,
+        ids: &[u32],
         known: [usize; 2],
-    ) -> gpu::Result<()> {
-        let (codec, stream) = (Arc::clone(&self.codec), Arc::clone(&self.stream));
+    ) -> Result<[u32; COUNTS.len()]> {
+        self.stopwatch.start(&codec.device, stream)?;
+        let (words, parts) = job.words(ids);
+        let len = words.all.len();
+        let host = self.host_words.reserve(&codec.device, len)?;
+        host.as_mut_slice()?[..len].copy_from_slice(&words.all);
+        host.copy_to(stream, len, self.words.reserve(&codec.device, stream, len)?)?;
+        let value_symbols = job.packed[0].next_multiple_of(ALIGN);
+        self.packed.zeros(&codec.device, stream, (value_symbols + job.packed[1]).div_ceil(4))?;
         let mut sinks = Vec::with_capacity(2);
-        for side in [Side::Keys, Side::Values] {
-            let (order, i) = (&orders[side as usize], side as usize);
-            let words = order.packed_len(profile.space(side)).div_ceil(4);
-            self.packed[i].zeros(&codec.device, &stream, words)?;
-            sinks.push(self.escapes[i].start(&codec.device, &stream, order.symbols, known[i])?);
+        for (side, list) in self.escapes.iter_mut().enumerate() {
+            sinks.push(list.start(&codec.device, stream, job.orders[side].symbols, known[side])?);
         }
-        for band in self.bands.cut(chunk.slots.tokens.len()) {
-            if let Some(predictor) = &profile.predictor {
-                self.bands.make_features(&codec, predictor, tokens, &band)?;
-            }
-            for side in [Side::Keys, Side::Values] {
-                let i = side as usize;
-                let components = chunk.slots.needed(band.clone(), &orders[i].kept);
-                if components > 0 {
-                    let order = chunk.order(at, side, &tables[i]);
-                    self.queue_band(profile, tables, side, order, tokens, &band, components, sinks[i])?;
-                }
-            }
+        self.stopwatch.mark(&codec.device, stream, "set up")?;
+        let base = self.words.pointer();
+        let tokens = Tokens {
+            kv: job.kv,
+            first_token: job.place.first_token,
+            count: job.place.tokens,
+            slot_tokens: base + parts.slots.tokens,
+            ids: base + parts.ids,
+            lead: parts.lead,
+        };
+        self.bands.make_turns(codec, &tokens)?;
+        let widths = codec.widths;
+        let inputs = widths.padded_features + widths.padded_inputs + widths.inputs;
+        let row_bytes = inputs * size_of::<f16>() + job.needed() * size_of::<f32>();
+        for band in Bands::cut(job.slots.tokens.len(), row_bytes) {
+            self.band(codec, stream, job, &tokens, (&parts, &sinks), &band)?;
         }
-        for (i, list) in self.escapes.iter().enumerate() {
-            let count = pointer(&self.state) + ((1 + 2 * i) * size_of::<u32>()) as u64;
-            list.sort(&codec.functions, &stream, count, count + size_of::<u32>() as u64)?;
+        if job.may_start_with_first {
+            self.compare_first(codec, stream, job.kv)?;
         }
-        self.watch.mark(&codec.device, &stream, "escapes_ms")
+        let count = |count: Count| base + (count as usize * size_of::<u32>()) as u64;
+        let [escaped, entries] = [
+            [Count::Escaped, Count::EscapedValues].map(count),
+            [Count::Entries, Count::EntriesValues].map(count),
+        ];
+        for side in 0..2 {
+            self.escapes[side].sort(&codec.functions, stream, escaped[side], entries[side])?;
+        }
+        self.stopwatch.mark(&codec.device, stream, "escapes")?;
+        self.counts(codec, stream)
     }
 
-    #[allow(clippy::too_many_arguments)] // one band's parts, split up by the caller
-    fn queue_band(
+    fn counts(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>) -> Result<[u32; COUNTS.len()]> {
+        let host = self.host_counts.reserve(&codec.device, COUNTS.len())?;
+        if let Some(words) = self.words.memory() {
+            host.copy_from(stream, COUNTS.len(), words)?;
+        }
+        stream.synchronize().map_err(gpu::Error::from)?;
+        let mut counts = COUNTS;
+        counts.copy_from_slice(&host.as_slice()?[..COUNTS.len()]);
+        Ok(counts)
+    }
+
+    /// Queues one band of tokens, both sides.
+    fn band(
         &mut self,
-        profile: &KvtcProfile,
-        tables: &Tables,
-        side: Side,
-        order: SideOrder,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: &Job<'_>,
         tokens: &Tokens,
+        (parts, sinks): (&Parts, &[EscapeSink]),
         band: &Range<usize>,
-        components: usize,
-        sink: EscapeSink,
-    ) -> gpu::Result<()> {
-        let (codec, i) = (Arc::clone(&self.codec), side as usize);
-        let width = codec.widths.padded_features + codec.widths.padded_inputs;
-        let rows = Bands::rows_of(band);
-        self.bands.reserve(rows, width, components)?;
-        self.gather(&codec, side, tables, tokens, band, width)?;
-        if let Some(predictor) = &profile.predictor {
-            let place = (codec.widths.padded_features, width);
-            self.bands.place_features(&codec, predictor, tokens, band, place)?;
+    ) -> Result<()> {
+        let widths = codec.widths;
+        let stride = widths.padded_features + widths.padded_inputs;
+        self.bands.reserve(Bands::rows_of(band), stride, job.needed())?;
+        if let Some(predictor) = &job.profile().predictor {
+            self.bands.make_features(codec, predictor, tokens, band)?;
+            self.bands.place_features(codec, predictor, tokens, band, (widths.padded_features, stride))?;
+            self.stopwatch.mark(&codec.device, stream, "features")?;
         }
-        self.watch.mark(&codec.device, &self.stream, "gather_ms")?;
-        self.bands.project(&tables[i], components, rows, width)?;
-        self.watch.mark(&codec.device, &self.stream, "project_ms")?;
-        let (y, packed) = (self.bands.sums.pointer(), self.packed[i].pointer());
-        let scale = pointer(&tables[i].scale);
-        let count = pointer(&self.state) + ((1 + 2 * i) * size_of::<u32>()) as u64;
-        let [stride, slot0, slots] = [rows, band.start, band.len()].map(|n| n as u32);
-        let grid = blocks(band.len().div_ceil(256), components.div_ceil(COMPONENTS_PER_THREAD));
-        let (components, function) = (components as u32, &codec.functions.pack);
-        let EscapeSink { bits, found, capacity } = sink;
-        // SAFETY: `y` is [components, rows] with room for the band's slots; packed symbols and the escapes' map have room for all symbols.
-        unsafe {
-            launch!(
-                self.stream,
-                function,
-                grid,
-                order,
-                y,
-                stride,
-                slot0,
-                slots,
-                components,
-                scale,
-                packed,
-                bits,
-                found,
-                capacity,
-                count
-            )?;
+        for side in [Side::Keys, Side::Values] {
+            self.gather(codec, stream, side, tokens, band, stride)?;
+            self.stopwatch.mark(&codec.device, stream, "gather")?;
+            let needed = job.slots.needed(band.clone(), &job.orders[side as usize].kept);
+            if needed == 0 {
+                continue;
+            }
+            let tables = &self.tables[side as usize];
+            self.bands.project(tables, needed, Bands::rows_of(band), stride)?;
+            self.stopwatch.mark(&codec.device, stream, "project")?;
+            let order = parts.sides[side as usize].at(self.words.pointer(), pointer(&tables.log_sigma));
+            let packed = [0, job.packed[0].next_multiple_of(ALIGN)][side as usize] as u64;
+            self.pack(codec, stream, side, (order, sinks[side as usize]), packed, (band, needed))?;
+            self.stopwatch.mark(&codec.device, stream, "pack")?;
         }
-        self.watch.mark(&codec.device, &self.stream, "pack_ms")
+        Ok(())
     }
 
     fn gather(
         &self,
         codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
         side: Side,
-        tables: &Tables,
         tokens: &Tokens,
         band: &Range<usize>,
-        width: usize,
+        stride: usize,
     ) -> gpu::Result<()> {
-        let table = &tables[side as usize];
-        let half = codec.layout.head_dim / 2;
-        let (function, each) = codec.functions.gather.of(half);
-        let units = codec.layout.layers * codec.layout.kv_heads * half / each;
-        let (of_slots, first) = (tokens.slots_of(band), tokens.first_token as u32);
-        let (kv, value, turns) = (tokens.kv, side as u32, self.bands.turns_of(side));
-        let (mean, alpha, rows) = (pointer(&table.mean), table.row_scale, self.bands.halves.pointer());
-        let (stride, bad) = (width as u32, pointer(&self.state));
-        let grid = threads(units, band.len());
-        // SAFETY: slots name tokens of the chunk, which lie in the view's pages; `halves` has room for rows of this stride.
+        let tables = &self.tables[side as usize];
+        let (gather, width) = codec.functions.gather.of(codec.layout.inv_freq.len());
+        let units = codec.widths.features / 2 / width;
+        let (of_slots, turns, mean) = (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
+        let (rows, bad) = (self.bands.halves.pointer(), self.words.pointer());
+        let (first, stride, value) = (tokens.first_token as u32, stride as u32, side as u32);
+        let (kv, scale, grid) = (tokens.kv, tables.row_scale, threads(units, band.len()));
+        // SAFETY: the view's pages hold the chunk's tokens, which was checked; the band has room for its rows.
+        unsafe { launch!(stream, gather, grid, kv, value, of_slots, first, turns, mean, scale, rows, stride, bad) }
+    }
+
+    fn pack(
+        &self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        side: Side,
+        (order, sink): (SideOrder, EscapeSink),
+        packed: u64,
+        (band, components): (&Range<usize>, usize),
+    ) -> gpu::Result<()> {
+        let [stride, first, slots, needed] =
+            [Bands::rows_of(band), band.start, band.len(), components].map(|n| n as u32);
+        let (y, scale) = (self.bands.sums.pointer(), pointer(&self.tables[side as usize].scale));
+        let packed = self.packed.pointer() + packed;
+        let counter = [Count::Escaped, Count::EscapedValues][side as usize] as usize;
+        let count = self.words.pointer() + (counter * size_of::<u32>()) as u64;
+        let EscapeSink { bits, found, capacity } = sink;
+        let grid = blocks(band.len().div_ceil(256), components.div_ceil(PACK_COMPONENTS));
+        let function = &codec.functions.pack;
+        // SAFETY: the order is that of this chunk, for whose symbols `packed` and the escapes' map were made.
         unsafe {
             launch!(
-                self.stream,
-                function,
-                grid,
-                kv,
-                value,
-                of_slots,
-                first,
-                turns,
-                mean,
-                alpha,
-                rows,
-                stride,
-                bad
+                stream, function, grid, order, y, stride, first, slots, needed, scale, packed, bits, found, capacity, count
             )
         }
     }
 
-    /// Puts symbols and escapes of both sides into the payload from `start` on; its length.
-    fn lay_out(
+    fn compare_first(&self, codec: &CudaCodec, stream: &Arc<CudaStream>, kv: KvView) -> gpu::Result<()> {
+        let Some(first) = &codec.first else { return Ok(()) };
+        let differs = self.words.pointer() + (Count::Differs as usize * size_of::<u32>()) as u64;
+        let (row, [keys, values], grid) = (pointer(&first.rows), first.tolerances, threads(codec.widths.features, 2));
+        // SAFETY: the plan's row has `[2, P]` elements, and the view holds token 0.
+        unsafe { launch!(stream, codec.functions.compare_first, grid, kv, row, keys, values, differs) }
+    }
+
+    /// Queues the payload's making from its parts; its header but for `payload_bytes`, its length, and where statistics change.
+    fn assemble(
         &mut self,
-        profile: &KvtcProfile,
-        coded: &Coded,
-        orders: &[Order; 2],
-        start: usize,
-        breaks: &mut Vec<usize>,
-    ) -> Result<usize> {
-        let packed =
-            [Side::Keys, Side::Values].map(|side| orders[side as usize].packed_len(profile.space(side)));
-        let listed = coded.escapes.map(|[_, entries]| entries as usize * ESCAPE_BYTES);
-        let bytes = start + packed.iter().chain(&listed).sum::<usize>();
-        // Kernels read whole words past the end.
-        self.payload.reserve(&self.codec.device, &self.stream, bytes + 16)?;
-        let mut to = start;
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: Job<'_>,
+        counts: &[u32; COUNTS.len()],
+    ) -> Result<(ChunkHeader, usize, Vec<usize>)> {
+        let starts_with_first = job.may_start_with_first && counts[Count::Differs as usize] == 0;
+        let entries = [Count::Entries, Count::EntriesValues].map(|count| counts[count as usize]);
+        let escaped = [Count::Escaped, Count::EscapedValues].map(|count| counts[count as usize]);
+        let exact = sent_exactly(&job.roles, starts_with_first);
+        let exact_bytes = exact.len() * codec.widths.features;
+        let lists = entries.map(|entries| entries as usize * ESCAPE_BYTES);
+        let sides = job.head.len() + 4 * exact_bytes;
+        let len = sides + job.packed.iter().sum::<usize>() + lists.iter().sum::<usize>();
+        let mut breaks = job.breaks.clone();
+        breaks.extend((1..=4).map(|part| job.head.len() + part * exact_bytes));
+        let payload = self.payload.reserve(&codec.device, stream, len)?;
+        let host = self.host_head.reserve(&codec.device, job.head.len())?;
+        host.as_mut_slice()?[..job.head.len()].copy_from_slice(&job.head);
+        host.copy_to(stream, job.head.len(), payload)?;
+        let base = self.payload.pointer();
+        take_exact(codec, stream, (job.kv, job.place.first_token), exact, base + job.head.len() as u64)?;
+        let mut at = sides;
+        let mut from = 0;
         for side in [Side::Keys, Side::Values] {
-            let (i, space) = (side as usize, profile.space(side));
-            let mut end = to;
-            breaks.extend(orders[i].runs.iter().map(|run| {
-                end += space.classes.tables[run.table].packing.packed_len(run.symbols.len());
+            let (bytes, order) = (job.packed[side as usize], &job.orders[side as usize]);
+            self.copy_packed(stream, from..from + bytes, at)?;
+            let mut end = at;
+            breaks.extend(order.runs.iter().map(|run| {
+                let packing = job.profile().space(side).classes.tables[run.table].packing;
+                end += packing.packed_len(run.symbols.len());
                 end
             }));
-            let target = self.payload.pointer() + to as u64;
-            // SAFETY: room for both was just made; the packed symbols are a buffer of their own.
-            unsafe { copy_on_device(&self.stream, self.packed[i].pointer(), target, packed[i])? };
-            let ([count, entries], list) = (coded.escapes[i], target + packed[i] as u64);
-            self.escapes[i].write(&self.codec.functions, &self.stream, count, entries, list)?;
-            to += packed[i] + listed[i];
-            breaks.push(to);
+            from = (from + bytes).next_multiple_of(ALIGN);
+            at += bytes;
+            let list = &self.escapes[side as usize];
+            list.write(&codec.functions, stream, escaped[side as usize], entries[side as usize], base + at as u64)?;
+            at += lists[side as usize];
+            breaks.push(at);
         }
-        Ok(bytes)
+        self.stopwatch.mark(&codec.device, stream, "assemble")?;
+        let [key_escapes, value_escapes] = entries;
+        Ok((ChunkHeader { starts_with_first, key_escapes, value_escapes, ..job.header }, len, breaks))
     }
 
-    /// Puts ids, shifts and exact tokens at the payload's start.
-    fn put_prefix(
-        &self,
-        at: Uploaded,
-        prefix: usize,
-        kv: KvView,
-        first_exact: usize,
-        exact: usize,
-    ) -> gpu::Result<()> {
-        let start = self.payload.pointer();
-        // SAFETY: the upload holds the prefix, and the payload has room for it.
-        unsafe { copy_on_device(&self.stream, at.prefix, start, prefix)? };
-        if exact > 0 {
-            let elements = exact * self.codec.layout.features();
-            let (to, function) = (start + prefix as u64, &self.codec.functions.take_exact);
-            let (first, count, words) = (first_exact as u32, exact as u32, elements as u32);
-            // SAFETY: the tokens lie in the view's pages, the payload has room for four bytes an element.
-            unsafe { launch!(self.stream, function, threads(elements, 2), kv, first, count, words, to) }?;
+    fn copy_packed(&mut self, stream: &Arc<CudaStream>, from: Range<usize>, to: usize) -> Result<()> {
+        let (Some(packed), Some(payload)) = (self.packed.memory(), self.payload.memory_mut()) else { return Ok(()) };
+        if from.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // SAFETY: any bytes are u8, and the buffer has four for each word.
+        let Some(bytes) = (unsafe { packed.transmute::<u8>(packed.num_bytes()) }) else { return Ok(()) };
+        let mut to = payload.slice_mut(to..to + from.len());
+        Ok(stream.memcpy_dtod(&bytes.slice(from), &mut to).map_err(gpu::Error::from)?)
     }
 
-    /// Deflates the payload and puts the chunk together.
-    fn finish(&mut self, header: &ChunkHeader, payload: Payload, mut breaks: Vec<usize>) -> Result<Vec<u8>> {
-        self.watch.mark(&self.codec.device, &self.stream, "lay_out_ms")?;
-        breaks.dedup();
-        breaks.retain(|&at| at > 0 && at < payload.bytes);
-        self.deflater.deflate(&self.stream, payload, &breaks)?;
-        self.watch.mark(&self.codec.device, &self.stream, "deflate_ms")?;
-        let coded = self.deflater.download(&self.stream)?;
-        let table = size_of_val(coded.ends);
-        let mut head = Vec::with_capacity(ChunkHeader::SIZE + table + coded.coded.len() + DIGEST_BYTES);
-        header.write_to(&mut head);
-        head.put_all(coded.ends, u32::to_le_bytes);
-        let mut out = joined(head, coded.coded, DIGEST_BYTES);
+    /// The payload to a chunk: header, table of segments, segments, digest.
+    fn deflate(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        mut header: ChunkHeader,
+        len: usize,
+        breaks: &[usize],
+    ) -> Result<Vec<u8>> {
+        header.payload_bytes = len as u64;
+        let segment_bytes = header.segment_bytes as usize;
+        let payload = Payload { pointer: self.payload.pointer(), bytes: len, segment_bytes };
+        self.deflater.deflate(stream, payload, breaks)?;
+        self.stopwatch.mark(&codec.device, stream, "deflate")?;
+        let Deflated { ends, coded } = self.deflater.download(stream)?;
+        let before = ChunkHeader::SIZE + size_of_val(ends);
+        let mut out = Vec::with_capacity(before + coded.len() + DIGEST_BYTES);
+        header.write_to(&mut out);
+        out.put_all(ends, u32::to_le_bytes);
+        out.resize(before + coded.len(), 0);
+        copy(coded, &mut out[before..]);
         seal(&mut out);
         Ok(out)
     }
 
-    /// Waits for the state that kernels left.
-    fn read_state(&mut self) -> gpu::Result<[u32; STATE]> {
-        self.host_state.copy_from(&self.stream, STATE, &self.state)?;
-        self.stream.synchronize()?;
-        let mut state = [0; STATE];
-        state.copy_from_slice(&self.host_state.as_slice()?[..STATE]);
-        Ok(state)
+    fn bytes(&self) -> usize {
+        let lists = self.escapes.iter().map(EscapeList::bytes).sum::<usize>();
+        lists + self.bands.bytes() + self.words.bytes() + self.packed.bytes() + self.payload.bytes()
     }
 }
 
-/// Refuses ids that nothing is known of.
-pub(super) fn check_ids(ids: &[u32], vocabulary: usize) -> Result<()> {
+/// Queues the copy of exact tokens to the payload.
+fn take_exact(
+    codec: &CudaCodec,
+    stream: &Arc<CudaStream>,
+    (kv, first_token): (KvView, usize),
+    tokens: Range<usize>,
+    to: u64,
+) -> gpu::Result<()> {
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    let elements = tokens.len() * codec.widths.features;
+    let [first, count, elements_word] = [first_token + tokens.start, tokens.len(), elements].map(|n| n as u32);
+    let grid = threads(elements, 2);
+    // SAFETY: the view's pages hold the tokens, the payload has room for two bytes an element and side.
+    unsafe { launch!(stream, codec.functions.take_exact, grid, kv, first, count, elements_word, to) }
+}
+
+/// Refuses ids that have no features.
+pub(super) fn check_ids(codec: &CudaCodec, ids: &[u32]) -> Result<()> {
+    let vocabulary = codec.features.as_ref().ok_or(Error::FeaturesMissing)?.vocabulary();
     match ids.iter().find(|&&id| id as usize >= vocabulary) {
         Some(id) => {
             Err(Error::corrupt("token ids", format!("{id} is outside of the vocabulary of {vocabulary}")))
         }
+        None => Ok(()),
+    }
+}
+
+/// Kernels count symbols, and the bytes that they take, in 32 bits.
+pub(super) fn check_size(orders: [&Order; 2]) -> Result<()> {
+    const MOST: u64 = u32::MAX as u64 / 2;
+    match orders.iter().map(|order| order.symbols as u64).find(|&symbols| symbols > MOST) {
+        Some(got) => Err(Error::LimitExceeded { what: "symbols of one side of a chunk", limit: MOST, got }),
         None => Ok(()),
     }
 }

@@ -81,7 +81,7 @@ impl Words {
         offset as Offset
     }
 
-    pub(super) fn push_bytes(&mut self, bytes: &[u8]) -> Offset {
+    fn push_bytes(&mut self, bytes: &[u8]) -> Offset {
         self.push(bytes.chunks(4).map(|bytes| {
             let mut word = [0; 4];
             word[..bytes.len()].copy_from_slice(bytes);
@@ -116,13 +116,7 @@ pub(super) struct SideParts {
 
 impl SideParts {
     /// Lays out one side's order.
-    pub(super) fn push(
-        space: &Space,
-        order: &Order,
-        slots: &Slots,
-        shared: SlotParts,
-        words: &mut Words,
-    ) -> Self {
+    pub(super) fn push(space: &Space, order: &Order, slots: &Slots, shared: SlotParts, words: &mut Words) -> Self {
         let tables = space.classes.tables.len();
         let mut at = vec![0; order.lengths.len() * tables * 2];
         for band in &order.bands {
@@ -206,10 +200,7 @@ mod tests {
         let slots = Slots::of(&[group(&[2]), group(&[0, 3]), group(&[1])], [&[5, 70, 9], &[5, 1, 9]]);
         assert_eq!(slots.tokens, [0, 3, 1, 2]);
         assert_eq!((slots.groups.as_slice(), slots.first.as_slice()), (&[1, 1, 2, 0][..], &[3, 0, 2][..]));
-        assert_eq!(
-            [slots.needed(0..4, &[5, 70, 9]), slots.needed(2..4, &[5, 70, 9]), slots.needed(3..4, &[0; 3])],
-            [128, 64, 0]
-        );
+        assert_eq!([slots.needed(0..4, &[5, 70, 9]), slots.needed(2..4, &[5, 70, 9]), slots.needed(3..4, &[0; 3])], [128, 64, 0]);
     }
 
     #[test]

@@ -50,15 +50,10 @@ pub(super) struct Bands {
     slot_ids: Grown<u32>,
     /// `[tokens, head_dim / 2]`: cosine and sine.
     pub(super) turns: Grown<f32>,
-    /// Slots of a band at most.
-    rows: usize,
 }
 
 impl Bands {
-    /// `row_bytes` are those of a slot in `halves` and `sums`.
-    pub(super) fn new(codec: &CudaCodec, stream: &Arc<CudaStream>, row_bytes: usize) -> gpu::Result<Self> {
-        let row_bytes = row_bytes + codec.widths.inputs * size_of::<f16>();
-        let rows = (BAND_BYTES / row_bytes.max(1) / ROWS * ROWS).clamp(ROWS, MAX_ROWS);
+    pub(super) fn new(codec: &CudaCodec, stream: &Arc<CudaStream>) -> gpu::Result<Self> {
         Ok(Self {
             device: codec.device.clone(),
             stream: Arc::clone(stream),
@@ -68,13 +63,13 @@ impl Bands {
             features: Grown::new("features of a band of tokens"),
             slot_ids: Grown::new("ids of a band of tokens"),
             turns: Grown::new("RoPE tables of a chunk"),
-            rows,
         })
     }
 
-    /// Slots in bands of about the same size.
-    pub(super) fn cut(&self, slots: usize) -> Vec<Range<usize>> {
-        let count = slots.div_ceil(self.rows).max(1);
+    /// Slots in bands of about the same size, `row_bytes` a slot.
+    pub(super) fn cut(slots: usize, row_bytes: usize) -> Vec<Range<usize>> {
+        let most = (BAND_BYTES / row_bytes.max(1) / ROWS * ROWS).clamp(ROWS, MAX_ROWS);
+        let count = slots.div_ceil(most).max(1);
         let rows = slots.div_ceil(count).next_multiple_of(ROWS);
         (0..slots).step_by(rows.max(1)).map(|start| start..slots.min(start + rows)).collect()
     }
@@ -99,9 +94,7 @@ impl Bands {
         let [half_word, first, count] = [half, tokens.first_token, tokens.count].map(|n| n as u32);
         let grid = threads(half * tokens.count, 1);
         // SAFETY: `[half]` frequencies are there, and room for a pair for each token and frequency.
-        unsafe {
-            launch!(self.stream, codec.functions.turns, grid, frequencies, half_word, first, count, turns)
-        }
+        unsafe { launch!(self.stream, codec.functions.turns, grid, frequencies, half_word, first, count, turns) }
     }
 
     /// Queues the features that predictions of a band are made from; both sides place the same.
@@ -120,9 +113,7 @@ impl Bands {
         let (of_slots, slot_ids) = (tokens.slots_of(band), self.slot_ids.pointer());
         let (function, grid) = (&codec.functions.slot_ids, threads(ids, 1));
         // SAFETY: the band's slots name tokens of the chunk, for all of which there are ids.
-        unsafe {
-            launch!(self.stream, function, grid, of_slots, slots, context, tokens.ids, lead, slot_ids)
-        }?;
+        unsafe { launch!(self.stream, function, grid, of_slots, slots, context, tokens.ids, lead, slot_ids) }?;
         source.write(&self.stream, slot_ids, ids, self.features.pointer())
     }
 
@@ -137,37 +128,18 @@ impl Bands {
     ) -> gpu::Result<()> {
         let padded = codec.widths.padded_inputs;
         let rows = self.halves.pointer() + (column * size_of::<f16>()) as u64;
-        let [context, width, lead] =
-            [predictor.context, predictor.token_features, tokens.lead].map(|n| n as u32);
+        let [context, width, lead] = [predictor.context, predictor.token_features, tokens.lead].map(|n| n as u32);
         let [padded_word, stride] = [padded, stride].map(|n| n as u32);
         let (features, of_slots) = (self.features.pointer(), tokens.slots_of(band));
         let (function, grid) = (&codec.functions.place_features, threads(padded.div_ceil(8), band.len()));
         // SAFETY: rows of `stride` have room for the padded features from the column on.
         unsafe {
-            launch!(
-                self.stream,
-                function,
-                grid,
-                features,
-                of_slots,
-                context,
-                width,
-                lead,
-                padded_word,
-                rows,
-                stride
-            )
+            launch!(self.stream, function, grid, features, of_slots, context, width, lead, padded_word, rows, stride)
         }
     }
 
     /// Queues `coefficients[components, rows] = matrix x halves^T`.
-    pub(super) fn project(
-        &mut self,
-        tables: &SideTables,
-        components: usize,
-        rows: usize,
-        width: usize,
-    ) -> gpu::Result<()> {
+    pub(super) fn project(&mut self, tables: &SideTables, components: usize, rows: usize, width: usize) -> gpu::Result<()> {
         let operand = |pointer, element, stride| Operand { pointer, element, stride };
         let product = Product {
             m: components,
@@ -183,27 +155,25 @@ impl Bands {
         unsafe { self.gemm.multiply(&product) }
     }
 
-    /// Queues `rows[rows, P] = halves x matrix^T` over the first `inner` columns.
+    /// Queues `sums[rows, P] = halves x matrix^T` over the first `inner` columns of `halves`, whose rows are `stride` apart.
     pub(super) fn reconstruct(
         &mut self,
         tables: &SideTables,
         (features, inputs): (usize, usize),
-        rows: usize,
-        inner: usize,
+        (rows, inner, stride): (usize, usize, usize),
     ) -> gpu::Result<()> {
         let operand = |pointer, element, stride| Operand { pointer, element, stride };
-        let stride = inputs + tables.components;
         let product = Product {
             m: rows,
             n: features,
             k: inner,
             a: operand(self.halves.pointer(), Element::F16, stride),
-            b: operand(pointer(&tables.matrix), Element::F16, stride),
+            b: operand(pointer(&tables.matrix), Element::F16, inputs + tables.components),
             b_is_transposed: true,
             out: operand(self.sums.pointer(), Element::F32, features),
             accumulate: false,
         };
-        // SAFETY: `reserve` made room for these shapes, `inner` is at most the stride.
+        // SAFETY: `reserve` made room for these shapes; `inner` is at most either stride.
         unsafe { self.gemm.multiply(&product) }
     }
 
