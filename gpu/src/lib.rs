@@ -20,7 +20,6 @@ mod launch;
 mod page_map;
 mod pages;
 mod pinned;
-mod transfer;
 
 pub use cudarc::driver::{
     CudaEvent, CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut,
@@ -35,4 +34,3 @@ pub use launch::{Argument, Launch};
 pub use page_map::PageMap;
 pub use pages::{KvPages, KvPool, KvShape, KvView, PAGE_TOKENS};
 pub use pinned::Pinned;
-pub use transfer::copy_on_device;

@@ -106,14 +106,14 @@ impl super::Served {
     /// # Errors
     /// What the codec refuses.
     pub fn importer(&self, coding: Coding, tokens: usize) -> Result<Importer, Failure> {
-        let limits = Limits { max_tokens: tokens, ..Limits::default() };
         match self.place() {
             super::served::Place::Host(loaded) => {
+                let limits = Limits { max_tokens: tokens, ..Limits::default() };
                 let decoder = loaded.decoder(limits).map_err(internal)?;
                 Ok(Importer::Host(decoder.announced(coding)))
             }
             #[cfg(feature = "cuda")]
-            super::served::Place::Device(device) => Ok(Importer::Device(device.importer(coding, limits))),
+            super::served::Place::Device(device) => Ok(Importer::Device(device.importer(coding))),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceTokenFeatures};
-use codec::{CodecKind, Coding, KvLayout, Limits, Plan, importance};
+use codec::{CodecKind, Coding, Encoder, KvLayout, Limits, Plan, importance};
 use gpu::{CUdeviceptr, CudaStream, KvPages, KvPool};
 use model::Config;
 use model::cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary};
@@ -32,7 +32,9 @@ pub(crate) struct Device {
     stream: Arc<CudaStream>,
     llama: Mutex<Option<Box<CudaLlama>>>,
     pool: Arc<KvPool>,
-    codec: Arc<CudaCodec>,
+    layout: KvLayout,
+    fingerprint: [u8; 16],
+    plan: Option<Arc<Plan>>,
     encoders: Arc<Lot<CudaEncoder>>,
     decoders: Arc<Lot<CudaDecoder>>,
 }
@@ -84,7 +86,7 @@ impl Device {
         let fingerprint = llama.fingerprint();
         let codec = CudaCodec::new(&device, layout.clone(), fingerprint, plan.clone(), Some(features))?;
         let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<_, _>>()?;
-        let decoders = (0..CODERS).map(|_| codec.decoder()).collect::<Result<_, _>>()?;
+        let decoders = (0..CODERS).map(|_| codec.decoder(Limits::default())).collect::<Result<_, _>>()?;
         llama.prepare_steps(&pool, sizes.sessions)?;
         warm_up(&mut llama, &pool, &stream, &codec, plan.is_some())?;
         let facts = (llama.config().clone(), fingerprint, layout.clone(), plan);
@@ -93,7 +95,9 @@ impl Device {
             stream,
             llama: Mutex::new(Some(Box::new(llama))),
             pool,
-            codec,
+            layout: layout.clone(),
+            fingerprint,
+            plan: facts.3.clone(),
             encoders: Lot::of(encoders),
             decoders: Lot::of(decoders),
         };
@@ -116,12 +120,14 @@ impl Device {
     }
 
     pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> Result<DeviceCoder, Failure> {
-        self.codec.check(coding).map_err(invalid)?;
+        // What the codec refuses, it refuses for any prompt.
+        let (layout, plan) = (self.layout.clone(), self.plan.clone());
+        Encoder::new(layout, self.fingerprint, plan, coding, prompt.len()).map_err(invalid)?;
         Ok(DeviceCoder { encoders: Arc::clone(&self.encoders), coding, ids: Arc::from(prompt) })
     }
 
-    pub(crate) fn importer(&self, coding: Coding, limits: Limits) -> DeviceImporter {
-        DeviceImporter { decoders: Arc::clone(&self.decoders), coding, limits }
+    pub(crate) fn importer(&self, coding: Coding) -> DeviceImporter {
+        DeviceImporter { decoders: Arc::clone(&self.decoders), coding }
     }
 }
 
@@ -144,7 +150,7 @@ fn warm_up(
     let kind = if has_plan { CodecKind::Kvtc } else { CodecKind::Raw };
     let coding = Coding { kind, tier: 32 };
     let chunk = codec.encoder()?.encode(coding, &ids, cache.view(), 0..tokens, None)?;
-    codec.decoder()?.decode(&chunk, Limits::default(), Some(coding), cache.view())?;
+    codec.decoder(Limits::default())?.decode(&chunk, Some(coding), cache.view())?;
     Ok(())
 }
 
@@ -174,13 +180,11 @@ impl DeviceCoder {
 pub struct DeviceImporter {
     decoders: Arc<Lot<CudaDecoder>>,
     coding: Coding,
-    limits: Limits,
 }
 
 impl DeviceImporter {
     pub(super) fn decode(&self, chunk: &[u8], cache: &CudaCache) -> codec::Result<Range<usize>> {
-        let work =
-            |decoder: &mut CudaDecoder| decoder.decode(chunk, self.limits, Some(self.coding), cache.view());
+        let work = |decoder: &mut CudaDecoder| decoder.decode(chunk, Some(self.coding), cache.view());
         self.decoders.with(work)
     }
 }

@@ -93,7 +93,7 @@ impl Bench {
         let codec = CudaCodec::new(&device, layout, FINGERPRINT, plan, Some(table))?;
         let mut bench = Self {
             encoder: codec.encoder()?,
-            decoder: codec.decoder()?,
+            decoder: codec.decoder(Limits::default())?,
             pages: pool.take(&stream, subject.tokens)?,
             shifts: shifts(subject.tokens, 4),
             coding: Coding { kind: CodecKind::Kvtc, tier },
@@ -112,7 +112,7 @@ impl Bench {
         let encoder = Encoder::new(layout, FINGERPRINT, None, Coding::RAW, self.ids.len())?;
         for block in &self.blocks {
             let chunk = encoder.encode(block)?;
-            self.decoder.decode(&chunk, Limits::default(), None, self.pages.view())?;
+            self.decoder.decode(&chunk, None, self.pages.view())?;
         }
         Ok(())
     }
@@ -133,7 +133,7 @@ impl Bench {
 
     fn decode(&mut self, chunks: &[Vec<u8>]) -> anyhow::Result<()> {
         for chunk in chunks {
-            self.decoder.decode(chunk, Limits::default(), Some(self.coding), self.pages.view())?;
+            self.decoder.decode(chunk, Some(self.coding), self.pages.view())?;
         }
         Ok(())
     }
