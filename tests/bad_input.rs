@@ -5,7 +5,8 @@ use std::path::Path;
 
 use cluster_tests::Kit;
 use cluster_tests::kit::model_dir;
-use node::Loaded;
+use node::compute::Sizes;
+use node::{DeviceChoice, Loaded, Served};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,4 +104,13 @@ fn a_damaged_plan_is_refused() {
     std::fs::write(&path, bytes).unwrap();
     let error = Loaded::load(&model_dir(), Some(&path), "x".into()).unwrap_err();
     assert!(error.to_string().contains("plan.kvtc"), "{error}");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_missed_in_one_sentence_that_says_what_to_do() {
+    let sizes = Sizes { kv_tokens: 256, sessions: 1 };
+    // Without CUDA in the build, without a driver, or without a hundredth device: nobody has this one.
+    let error = Served::load(DeviceChoice::Cuda(99), &model_dir(), None, "x".into(), sizes).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("--device cpu") && !error.contains('\n'), "{error}");
 }

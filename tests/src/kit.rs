@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use kvferry::cluster::{LocalCluster, Options};
-use node::Loaded;
+use kvferry::cluster::{LocalCluster, Models, Options};
+use node::{DeviceChoice, Loaded};
 use openai::{Completion, Tokenizer};
 use serde_json::{Value, json};
 use service::{Registry, Shutdown};
@@ -29,6 +29,15 @@ pub fn loaded() -> Arc<Loaded> {
     let load =
         || Arc::new(Loaded::load(&model_dir(), None, "tiny-llama".into()).expect("the embedded model loads"));
     Arc::clone(LOADED.get_or_init(load))
+}
+
+/// Where the nodes of a test run: on the CPU, or where `KVFERRY_DEVICE` says, so that the same tests serve GPUs.
+fn models(loaded: &Arc<Loaded>) -> Models {
+    let device = std::env::var("KVFERRY_DEVICE").map_or(Ok(DeviceChoice::Cpu), |name| name.parse());
+    match device.expect("KVFERRY_DEVICE names a device") {
+        DeviceChoice::Cpu => Models::Host(Arc::clone(loaded)),
+        device @ DeviceChoice::Cuda(_) => Models::Device(device),
+    }
 }
 
 /// A running cluster and a client.
@@ -61,8 +70,9 @@ impl Kit {
         let mut options = Options::new(model_dir());
         adjust(&mut options);
         let (loaded, shutdown) = (loaded(), Shutdown::new(Duration::from_secs(2)));
+        let models = models(&loaded);
         let cluster =
-            LocalCluster::start(&loaded, options, shutdown.clone()).await.expect("the cluster comes up");
+            LocalCluster::start(models, options, shutdown.clone()).await.expect("the cluster comes up");
         let tokenizer = Tokenizer::load(&model_dir()).expect("the tokenizer loads");
         Self { cluster, loaded, tokenizer, http: client(), shutdown }
     }
