@@ -30,6 +30,10 @@ fn main() {
         let (payload, breaks) = payloads::quantized(&mut rng, PAYLOAD_BYTES, class_bytes);
         report(&device, &stream, &format!("classes {class_bytes}"), &payload, &breaks);
     }
+    for ratio in [20.0, 5.0, 1.1, 0.55, 0.35, 0.2, 0.1] {
+        let payload = payloads::class(&mut rng, ratio, PAYLOAD_BYTES);
+        report(&device, &stream, &format!("deviation {ratio}"), &payload, &[]);
+    }
     report(&device, &stream, "text", &payloads::text(&mut rng, PAYLOAD_BYTES), &[]);
     report(&device, &stream, "runs", &payloads::runs(&mut rng, PAYLOAD_BYTES), &[]);
     report(&device, &stream, "a byte", &vec![7; PAYLOAD_BYTES], &[]);

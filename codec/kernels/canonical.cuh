@@ -114,18 +114,20 @@ __device__ __forceinline__ void fill_literals(const Canonical& code, uint32_t* t
     }
 }
 
-// Puts a second literal into entries whose index has room for it. What others read meanwhile, the first literal, stays as it is.
+// Puts a second literal into entries whose index has room for it. All threads; a barrier has to be before and behind.
 template <uint32_t THREADS>
 __device__ __forceinline__ void pair_literals(uint32_t* table) {
-    volatile uint32_t* entries = table;
-    for (uint32_t i = threadIdx.x; i < 1u << LITERAL_BITS; i += THREADS) {
-        uint32_t entry = entries[i];
-        if (entry >> 30 != 1) continue;
-        uint32_t bits = first_bits(entry), second = entries[i >> bits];
+    uint32_t entries[(1 << LITERAL_BITS) / THREADS];
+#pragma unroll
+    for (uint32_t k = 0; k < (1 << LITERAL_BITS) / THREADS; k++) {
+        uint32_t i = k * THREADS + threadIdx.x, entry = table[i], bits = first_bits(entry), second = table[i >> bits];
         // The bits above the index are not known: a word that needs them is no match.
-        if (second >> 30 == 0 || bits + first_bits(second) > LITERAL_BITS) continue;
-        entries[i] = (entry & 0xf00ff) | (second & 255) << 8 | (bits + first_bits(second)) << 20 | 2u << 30;
+        bool fits = entry >> 30 != 0 && second >> 30 != 0 && bits + first_bits(second) <= LITERAL_BITS;
+        entries[k] = fits ? (entry & 0xf00ff) | (second & 255) << 8 | (bits + first_bits(second)) << 20 | 2u << 30 : entry;
     }
+    __syncthreads();
+#pragma unroll
+    for (uint32_t k = 0; k < (1 << LITERAL_BITS) / THREADS; k++) table[k * THREADS + threadIdx.x] = entries[k];
 }
 
 // Entries of the distance table: symbol, bits << 9; 0 for longer words.

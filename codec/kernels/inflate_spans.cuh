@@ -142,7 +142,7 @@ __device__ void copy_match(const Segment& segment, uint32_t written, uint32_t le
     for (uint32_t done = 0; done < length; done += 32) {
         uint32_t i = done + threadIdx.x;
         uint32_t offset = distance >= length ? i : distance == 1 ? 0 : i % distance;
-        uint8_t byte = segment.at(written - distance + offset);
+        uint8_t byte = i < length ? segment.at(written - distance + offset) : 0;
         __syncwarp();
         if (i < length) segment.at(written + i) = byte;
     }

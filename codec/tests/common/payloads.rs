@@ -12,25 +12,25 @@ const RATIOS: [f64; 16] =
 /// `len` bytes in classes of `class_bytes`, and where classes start.
 pub fn quantized(rng: &mut ChaCha8Rng, len: usize, class_bytes: usize) -> (Vec<u8>, Vec<usize>) {
     let mut payload = Vec::with_capacity(len);
-    let mut breaks = Vec::new();
-    for class in 0.. {
-        let ratio = RATIOS[class % RATIOS.len()];
-        let (base, count) =
-            *BASES.iter().find(|(base, _)| f64::from(*base) >= 8.0 * ratio).unwrap_or(&BASES[3]);
-        let half = base / 2;
-        for _ in 0..class_bytes.min(len - payload.len()) {
-            let byte = (0..count).fold(0, |byte, _| {
-                let symbol = (gaussian(rng) * ratio).round() as i32;
-                byte * base + symbol.clamp(-half, half) + half
-            });
-            payload.push(byte as u8);
-        }
-        if payload.len() == len {
-            return (payload, breaks);
-        }
-        breaks.push(payload.len());
+    let breaks: Vec<usize> = (class_bytes..len).step_by(class_bytes).collect();
+    for ratio in RATIOS.into_iter().cycle().take(breaks.len() + 1) {
+        payload.extend(class(rng, ratio, class_bytes.min(len - payload.len())));
     }
-    unreachable!("the classes have no end")
+    (payload, breaks)
+}
+
+/// `len` bytes of one class.
+pub fn class(rng: &mut ChaCha8Rng, ratio: f64, len: usize) -> Vec<u8> {
+    let (base, count) = *BASES.iter().find(|(base, _)| f64::from(*base) >= 8.0 * ratio).unwrap_or(&BASES[3]);
+    let half = base / 2;
+    let pack = |_| {
+        let symbols = (0..count).fold(0, |byte, _| {
+            let symbol = (gaussian(rng) * ratio).round() as i32;
+            byte * base + symbol.clamp(-half, half) + half
+        });
+        symbols as u8
+    };
+    (0..len).map(pack).collect()
 }
 
 fn gaussian(rng: &mut ChaCha8Rng) -> f64 {
