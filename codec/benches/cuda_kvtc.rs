@@ -32,7 +32,13 @@ fn main() {
     }
 }
 
-fn measure(device: &Device, layout: &KvLayout, model: &Synthetic, features: Option<&dyn TokenFeatures>, tokens: usize) {
+fn measure(
+    device: &Device,
+    layout: &KvLayout,
+    model: &Synthetic,
+    features: Option<&dyn TokenFeatures>,
+    tokens: usize,
+) {
     let table = features.map(|features| {
         Arc::new(DeviceFeatureTable::new(device, features).unwrap()) as Arc<dyn DeviceTokenFeatures>
     });
@@ -50,7 +56,8 @@ fn measure(device: &Device, layout: &KvLayout, model: &Synthetic, features: Opti
     decoder.decode(&raw, None, pages.view()).unwrap();
     let shifts = shifts(tokens, 3);
     let coding = Coding { kind: CodecKind::Kvtc, tier: 32 };
-    let (mut encode_ms, mut decode_ms, mut stages) = (Vec::new(), Vec::new(), [(); 2].map(|()| BTreeMap::new()));
+    let (mut encode_ms, mut decode_ms, mut stages) =
+        (Vec::new(), Vec::new(), [(); 2].map(|()| BTreeMap::new()));
     let mut bytes = 0;
     for run in 0..RUNS + 5 {
         let is_staged = run % 2 == 1;

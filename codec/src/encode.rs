@@ -117,12 +117,7 @@ impl Encoder {
     }
 
     /// Refuses tokens that the prompt does not have, and shifts that are not theirs.
-    pub(crate) fn check_place(
-        &self,
-        first_token: usize,
-        tokens: usize,
-        shifts: Option<&[i8]>,
-    ) -> Result<()> {
+    pub(crate) fn check_place(&self, first_token: usize, tokens: usize, shifts: Option<&[i8]>) -> Result<()> {
         let end = first_token.checked_add(tokens);
         if tokens == 0 || end.is_none_or(|end| end > self.prompt_tokens) {
             return Err(Error::InvalidArgument(format!(
@@ -201,7 +196,9 @@ impl Encoder {
         self.check(block, shifts)?;
         let codec = self.coding.kind.name();
         match (self.coding.kind, &self.plan) {
-            (CodecKind::Kvtc, Some(plan)) => Ok((self.job(plan, block, shifts), self.header(self.place(block)))),
+            (CodecKind::Kvtc, Some(plan)) => {
+                Ok((self.job(plan, block, shifts), self.header(self.place(block))))
+            }
             _ => Err(Error::InvalidArgument(format!("{codec} has no stages to be run alone"))),
         }
     }

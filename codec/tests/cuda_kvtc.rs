@@ -26,7 +26,12 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(layout: &KvLayout, plan: Option<Arc<Plan>>, features: Option<&dyn TokenFeatures>, tokens: usize) -> Self {
+    fn new(
+        layout: &KvLayout,
+        plan: Option<Arc<Plan>>,
+        features: Option<&dyn TokenFeatures>,
+        tokens: usize,
+    ) -> Self {
         let device = Device::open(0).unwrap();
         let table = features.map(|features| {
             Arc::new(DeviceFeatureTable::new(&device, features).unwrap()) as Arc<dyn DeviceTokenFeatures>
@@ -46,7 +51,8 @@ impl Rig {
     /// Pages that hold a block at its place, by way of a raw chunk.
     fn put(&mut self, pages: &KvPages, block: &KvBlock) {
         let end = block.first_token + block.tokens;
-        let raw = Encoder::new(self.layout.clone(), MODEL, None, Coding::RAW, end).unwrap().encode(block).unwrap();
+        let raw =
+            Encoder::new(self.layout.clone(), MODEL, None, Coding::RAW, end).unwrap().encode(block).unwrap();
         self.decoder.decode(&raw, None, pages.view()).unwrap();
     }
 
@@ -80,8 +86,22 @@ fn error(got: &KvBlock, expected: &KvBlock) -> f64 {
 }
 
 /// Encodes and decodes one stretch both ways; the share of tolerance used and the bytes of GPU over CPU.
-fn round_trip(rig: &mut Rig, encoder: &Encoder, decoder: &Decoder, ids: &[u32], whole: &KvBlock, tokens: Range<usize>, tier: u8, shifts: Option<&[i8]>) {
-    let what = format!("P {} tokens {tokens:?} of {} tier {tier} shifts {}", rig.layout.features(), ids.len(), shifts.is_some());
+fn round_trip(
+    rig: &mut Rig,
+    encoder: &Encoder,
+    decoder: &Decoder,
+    ids: &[u32],
+    whole: &KvBlock,
+    tokens: Range<usize>,
+    tier: u8,
+    shifts: Option<&[i8]>,
+) {
+    let what = format!(
+        "P {} tokens {tokens:?} of {} tier {tier} shifts {}",
+        rig.layout.features(),
+        ids.len(),
+        shifts.is_some()
+    );
     let block = cut(whole, tokens.clone(), rig.layout.head_dim);
     let pages = rig.pages(whole.tokens);
     rig.put(&pages, whole);
@@ -92,19 +112,31 @@ fn round_trip(rig: &mut Rig, encoder: &Encoder, decoder: &Decoder, ids: &[u32], 
     let from_theirs = decoder.decode(&theirs).unwrap();
     let (gpu_error, cpu_error) = (error(&from_ours, &block), error(&from_theirs, &block));
     assert!(gpu_error <= cpu_error * 1.02 + 1e-6, "{what}: error {gpu_error} against {cpu_error}");
-    assert!(ours.len() * 100 <= theirs.len() * 103 + 6_400, "{what}: {} bytes against {}", ours.len(), theirs.len());
+    assert!(
+        ours.len() * 100 <= theirs.len() * 103 + 6_400,
+        "{what}: {} bytes against {}",
+        ours.len(),
+        theirs.len()
+    );
     for (chunk, expected) in [(&theirs, &from_theirs), (&ours, &from_ours)] {
         assert_eq!(rig.decoder.decode(chunk, Some(coding), pages.view()).unwrap(), tokens);
         let got = rig.get(&pages, tokens.clone());
         let off = difference(&got, expected);
         assert!(off <= TOLERANCE, "{what}: off by {off}");
-        println!("{what}: {} / {} bytes, error {gpu_error:.5} / {cpu_error:.5}, decoders differ by {off:.6}", ours.len(), theirs.len());
+        println!(
+            "{what}: {} / {} bytes, error {gpu_error:.5} / {cpu_error:.5}, decoders differ by {off:.6}",
+            ours.len(),
+            theirs.len()
+        );
     }
     // Everything else in the pages is as it was.
     for around in [0..tokens.start, tokens.end..whole.tokens] {
         if !around.is_empty() {
             let got = rig.get(&pages, around.clone());
-            assert!(same_bits(&got, &cut(whole, around.clone(), rig.layout.head_dim)), "{what}: {around:?} changed");
+            assert!(
+                same_bits(&got, &cut(whole, around.clone(), rig.layout.head_dim)),
+                "{what}: {around:?} changed"
+            );
         }
     }
 }
@@ -115,12 +147,24 @@ fn all_shifts(tokens: usize) -> Vec<i8> {
 
 #[test]
 fn plain_plans_go_both_ways() {
-    for (shape, rank, weights) in [(small_layout(), 16, true), (layout(3, 2, 64), 70, false), (layout(2, 1, 6), 12, true)] {
+    for (shape, rank, weights) in
+        [(small_layout(), 16, true), (layout(3, 2, 64), 70, false), (layout(2, 1, 6), 12, true)]
+    {
         let source = Source::new(shape, rank, 11);
-        let weights = weights.then(|| (1..=source.layout.features()).map(|i| 0.3 + i as f32 * 0.05).collect());
+        let weights =
+            weights.then(|| (1..=source.layout.features()).map(|i| 0.3 + i as f32 * 0.05).collect());
         let plan = source.plan(weights, Balance::EqualBytes);
         let mut rig = Rig::new(&source.layout, Some(plan.clone()), None, 1_024);
-        for (prompt, tokens) in [(1, 0..1), (3, 0..3), (5, 2..5), (64, 0..64), (65, 1..65), (300, 0..300), (300, 63..130), (300, 128..300)] {
+        for (prompt, tokens) in [
+            (1, 0..1),
+            (3, 0..3),
+            (5, 2..5),
+            (64, 0..64),
+            (65, 1..65),
+            (300, 0..300),
+            (300, 63..130),
+            (300, 128..300),
+        ] {
             let whole = source.block(0, prompt, 5);
             let ids = vec![0; prompt];
             let shifts = all_shifts(tokens.len());
@@ -136,14 +180,30 @@ fn plain_plans_go_both_ways() {
 fn predicted_plans_go_both_ways() {
     let kit = Predictable::new();
     let mut rig = Rig::new(&kit.source.layout, Some(kit.plan.clone()), Some(&*kit.features), 1_024);
-    for (prompt, tokens, has_first) in [(1, 0..1, true), (2, 0..2, false), (40, 0..40, true), (300, 0..300, true), (300, 1..300, false), (300, 100..201, false)] {
+    for (prompt, tokens, has_first) in [
+        (1, 0..1, true),
+        (2, 0..2, false),
+        (40, 0..40, true),
+        (300, 0..300, true),
+        (300, 1..300, false),
+        (300, 100..201, false),
+    ] {
         let (mut ids, mut whole) = kit.prompt(prompt, 4);
         if has_first {
             kit.put_first_row(&mut ids, &mut whole);
         }
         let shifts = all_shifts(tokens.len());
         for (tier, shifts) in [(8, None), (24, Some(shifts.as_slice()))] {
-            round_trip(&mut rig, &kit.encoder(&kit.plan, tier, &ids), &kit.decoder(), &ids, &whole, tokens.clone(), tier, shifts);
+            round_trip(
+                &mut rig,
+                &kit.encoder(&kit.plan, tier, &ids),
+                &kit.decoder(),
+                &ids,
+                &whole,
+                tokens.clone(),
+                tier,
+                shifts,
+            );
         }
     }
 }
@@ -184,7 +244,13 @@ fn entries_that_are_not_finite_and_tokens_without_pages_are_refused() {
     let error = rig.encoder.encode(coding, &[0; 100], pages.view(), 0..100, None).unwrap_err();
     assert!(error.to_string().contains("token 37 "), "{error}");
     assert!(rig.encoder.encode(coding, &[0; 100], pages.view(), 0..37, None).is_ok());
-    assert!(rig.encoder.encode(coding, &[0; 200], pages.view(), 60..129, None).unwrap_err().to_string().contains("129"));
+    assert!(
+        rig.encoder
+            .encode(coding, &[0; 200], pages.view(), 60..129, None)
+            .unwrap_err()
+            .to_string()
+            .contains("129")
+    );
     let chunk = source.encoder(&plan, 16, 129).encode(&source.block(60, 69, 2)).unwrap();
     assert!(rig.decoder.decode(&chunk, None, pages.view()).unwrap_err().to_string().contains("129"));
     assert!(same_bits(&rig.get(&pages, 0..100), &whole));
@@ -220,7 +286,12 @@ fn hostile_bytes_are_judged_as_on_the_cpu_and_spoil_no_other_token() {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
         let claimed = word(40)..word(40).saturating_add(word(44));
         if claimed.end <= 192 {
-            assert_eq!(ours.is_ok(), theirs.is_ok(), "round {round} byte {at}: {ours:?}, {:?}", theirs.as_ref().err());
+            assert_eq!(
+                ours.is_ok(),
+                theirs.is_ok(),
+                "round {round} byte {at}: {ours:?}, {:?}",
+                theirs.as_ref().err()
+            );
         }
         if ours.is_ok() {
             accepted += 1;
@@ -229,7 +300,10 @@ fn hostile_bytes_are_judged_as_on_the_cpu_and_spoil_no_other_token() {
         }
         for around in [0..claimed.start.min(192), claimed.end.min(192)..192] {
             if !around.is_empty() {
-                assert!(same_bits(&rig.get(&pages, around.clone()), &cut(&poison, around, 8)), "round {round}");
+                assert!(
+                    same_bits(&rig.get(&pages, around.clone()), &cut(&poison, around, 8)),
+                    "round {round}"
+                );
             }
         }
     }

@@ -132,7 +132,13 @@ impl Blocks {
     }
 
     /// Copies a chunk's cache from its pages, and waits for it.
-    fn fetch(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, kv: KvView, place: Place) -> Result<&[u8]> {
+    fn fetch(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        kv: KvView,
+        place: Place,
+    ) -> Result<&[u8]> {
         let len = place.tokens * codec.layout.bytes_per_token();
         let memory = self.memory.reserve(&codec.device, len)?;
         run(codec, stream, &codec.functions.block_from_pages, kv, place, memory)?;

@@ -20,7 +20,12 @@ impl<T: DeviceRepr + gpu::ValidAsZeroBits> Grown<T> {
     }
 
     /// Room for `len` elements, whose content is arbitrary but was zeros when it was made.
-    pub(super) fn reserve(&mut self, device: &Device, stream: &Arc<CudaStream>, len: usize) -> Result<&mut CudaSlice<T>> {
+    pub(super) fn reserve(
+        &mut self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        len: usize,
+    ) -> Result<&mut CudaSlice<T>> {
         if self.memory.as_ref().is_none_or(|memory| memory.len() < len) {
             self.memory = None;
             self.memory = Some(device.zeros(stream, self.what, len + len / SLACK)?);
@@ -29,7 +34,12 @@ impl<T: DeviceRepr + gpu::ValidAsZeroBits> Grown<T> {
     }
 
     /// As [`Self::reserve`], and its first `len` elements are set to zeros.
-    pub(super) fn zeros(&mut self, device: &Device, stream: &Arc<CudaStream>, len: usize) -> Result<CUdeviceptr> {
+    pub(super) fn zeros(
+        &mut self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        len: usize,
+    ) -> Result<CUdeviceptr> {
         let memory = self.reserve(device, stream, len)?;
         if len > 0 {
             stream.memset_zeros(&mut memory.slice_mut(..len))?;

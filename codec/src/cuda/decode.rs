@@ -93,7 +93,8 @@ impl CudaDecoder {
     pub(super) fn new(codec: Arc<CudaCodec>, limits: Limits) -> Result<Self> {
         let stream = codec.device.stream()?;
         let decoder = Decoder::new(codec.layout.clone(), codec.model, codec.plan.clone(), limits)?;
-        let work = codec.tables(Direction::Decoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
+        let work =
+            codec.tables(Direction::Decoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
         Ok(Self { blocks: Blocks::new(), work: work.transpose()?, codec, stream, decoder })
     }
 
@@ -115,7 +116,9 @@ impl CudaDecoder {
         codec.device.context().bind_to_thread().map_err(gpu::Error::from)?;
         let (stream, blocks) = (&self.stream, &mut self.blocks);
         let decoded = match (header.codec, &codec.plan, &mut self.work) {
-            (CodecId::Kvtc, Some(plan), Some(work)) => work.decode(&codec, stream, plan.kvtc(), header, reader, kv),
+            (CodecId::Kvtc, Some(plan), Some(work)) => {
+                work.decode(&codec, stream, plan.kvtc(), header, reader, kv)
+            }
             (CodecId::Raw, ..) => blocks.decode_raw(&codec, stream, &header, reader, kv),
             _ => blocks.decode(&codec, stream, decoder, bytes, kv, place),
         };
@@ -209,7 +212,8 @@ impl<'a> Job<'a> {
         words.push([0]);
         let slots = SlotParts::push(&self.slots, &mut words);
         let sides = [&self.sides[0], &self.sides[1]];
-        let sides = sides.map(|side| SideParts::push(side.space, &side.order, &self.slots, slots, &mut words));
+        let sides =
+            sides.map(|side| SideParts::push(side.space, &side.order, &self.slots, slots, &mut words));
         let ids = words.push(self.ids.iter().copied());
         (words, slots, sides, ids)
     }
@@ -266,7 +270,8 @@ impl Work {
         self.bands.make_turns(codec, &layout.tokens)?;
         let widths = codec.widths;
         let stride = widths.padded_inputs + job.needed();
-        let row_bytes = (stride + widths.inputs) * size_of::<f16>() + widths.padded_features * size_of::<f32>();
+        let row_bytes =
+            (stride + widths.inputs) * size_of::<f16>() + widths.padded_features * size_of::<f32>();
         for band in Bands::cut(job.slots.tokens.len(), row_bytes) {
             self.band(codec, stream, &job, &layout, (&band, stride))?;
         }
@@ -303,7 +308,8 @@ impl Work {
         let (base, place) = (self.words.pointer(), job.header.place());
         let before = (job.parts.ids + job.parts.shifts + 2 * job.parts.exact) as u64;
         let packed = [before, before + job.sides[0].len as u64].map(|at| self.payload.pointer() + at);
-        let lists = [0, 1].map(|side| packed[side] + job.sides[side].order.packed_len(job.sides[side].space) as u64);
+        let lists =
+            [0, 1].map(|side| packed[side] + job.sides[side].order.packed_len(job.sides[side].space) as u64);
         Ok(Layout {
             tokens: Tokens {
                 kv: job.kv,
@@ -343,7 +349,12 @@ impl Work {
     }
 
     /// Queues what finds the symbols that escapes replace.
-    fn find_escapes(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, layout: &Layout) -> gpu::Result<()> {
+    fn find_escapes(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        layout: &Layout,
+    ) -> gpu::Result<()> {
         let (span, scan, find) =
             (&codec.functions.escape_spans, &codec.functions.scan_spans, &codec.functions.escape_find);
         for side in 0..2 {
@@ -354,7 +365,8 @@ impl Work {
             let block_count = entries.div_ceil(ENTRIES_PER_BLOCK);
             self.spans[side].reserve(&codec.device, stream, block_count)?;
             self.found[side].reserve(&codec.device, stream, entries)?;
-            let (spans, found, flag) = (self.spans[side].pointer(), self.found[side].pointer(), self.words.pointer());
+            let (spans, found, flag) =
+                (self.spans[side].pointer(), self.found[side].pointer(), self.words.pointer());
             let [entries, sums] = [entries, block_count].map(|n| n as u32);
             let grid = blocks(block_count, 1);
             // SAFETY: the payload holds the list, whose length was checked; the buffers were just made for it.
@@ -443,12 +455,15 @@ impl Work {
         let tables = &self.tables[side as usize];
         let (scatter, width) = codec.functions.scatter.of(codec.layout.inv_freq.len());
         let units = codec.widths.features / 2 / width;
-        let (of_slots, turns, mean) = (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
+        let (of_slots, turns, mean) =
+            (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
         let (rows, inverse, value) = (self.bands.sums.pointer(), tables.row_scale, side as u32);
         let [first, stride] = [tokens.first_token, codec.widths.padded_features].map(|n| n as u32);
         let (kv, grid) = (tokens.kv, threads(units, band.len()));
         // SAFETY: the view's pages hold the chunk's tokens, which was checked, and slots name no others.
-        unsafe { launch!(stream, scatter, grid, kv, value, of_slots, first, turns, mean, inverse, rows, stride) }
+        unsafe {
+            launch!(stream, scatter, grid, kv, value, of_slots, first, turns, mean, inverse, rows, stride)
+        }
     }
 
     /// Waits, and asks whether kernels found anything wrong.
@@ -462,7 +477,10 @@ impl Work {
         if host.as_slice()?[0] == 0 {
             return Ok(());
         }
-        Err(Error::corrupt("packed symbols", "a byte is outside of its packing's range, or an escape of the symbols"))
+        Err(Error::corrupt(
+            "packed symbols",
+            "a byte is outside of its packing's range, or an escape of the symbols",
+        ))
     }
 
     fn bytes(&self) -> usize {

@@ -109,7 +109,8 @@ struct Parts {
 impl CudaEncoder {
     pub(super) fn new(codec: Arc<CudaCodec>) -> Result<Self> {
         let stream = codec.device.stream()?;
-        let work = codec.tables(Direction::Encoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
+        let work =
+            codec.tables(Direction::Encoding, &stream)?.map(|tables| Work::new(&codec, &stream, tables));
         Ok(Self { blocks: Blocks::new(), work: work.transpose()?, codec, stream })
     }
 
@@ -200,7 +201,8 @@ impl<'a> Job<'a> {
         let groups = groups(&roles, shifts.map_or(Shifts::None, Shifts::All));
         let order = |side: Side| Order::of(profile.space(side), side, &header.steps, &groups);
         let orders = [order(Side::Keys), order(Side::Values)];
-        let packed = [Side::Keys, Side::Values].map(|side| orders[side as usize].packed_len(profile.space(side)));
+        let packed =
+            [Side::Keys, Side::Values].map(|side| orders[side as usize].packed_len(profile.space(side)));
         check_size([&orders[0], &orders[1]])?;
         let slots = Slots::of(&groups, [&orders[0].kept, &orders[1].kept]);
         let may_start_with_first = place.first_token == 0
@@ -228,7 +230,8 @@ impl<'a> Job<'a> {
             let (space, order) = (self.profile().space(side), &self.orders[side as usize]);
             SideParts::push(space, order, &self.slots, slots, &mut words)
         });
-        let range = self.profile().predictor.as_ref().map_or(0..0, |predictor| id_range(predictor, &self.place));
+        let range =
+            self.profile().predictor.as_ref().map_or(0..0, |predictor| id_range(predictor, &self.place));
         let lead = if range.is_empty() { 0 } else { self.place.first_token - range.start };
         let ids = words.push(ids[range].iter().copied());
         (words, Parts { slots, sides, ids, lead })
@@ -253,7 +256,13 @@ impl Work {
     }
 
     /// Rows to a chunk.
-    fn encode(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: Job<'_>, ids: &[u32]) -> Result<Vec<u8>> {
+    fn encode(
+        &mut self,
+        codec: &CudaCodec,
+        stream: &Arc<CudaStream>,
+        job: Job<'_>,
+        ids: &[u32],
+    ) -> Result<Vec<u8>> {
         let mut counts = self.symbols(codec, stream, &job, ids, [0; 2])?;
         let escaped = [Count::Escaped, Count::EscapedValues].map(|count| counts[count as usize]);
         if (0..2).any(|side| !self.escapes[side].holds(escaped[side])) {
@@ -380,12 +389,15 @@ impl Work {
         let tables = &self.tables[side as usize];
         let (gather, width) = codec.functions.gather.of(codec.layout.inv_freq.len());
         let units = codec.widths.features / 2 / width;
-        let (of_slots, turns, mean) = (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
+        let (of_slots, turns, mean) =
+            (tokens.slots_of(band), self.bands.turns_of(side), pointer(&tables.mean));
         let (rows, bad) = (self.bands.halves.pointer(), self.words.pointer());
         let (first, stride, value) = (tokens.first_token as u32, stride as u32, side as u32);
         let (kv, scale, grid) = (tokens.kv, tables.row_scale, threads(units, band.len()));
         // SAFETY: the view's pages hold the chunk's tokens, which was checked; the band has room for its rows.
-        unsafe { launch!(stream, gather, grid, kv, value, of_slots, first, turns, mean, scale, rows, stride, bad) }
+        unsafe {
+            launch!(stream, gather, grid, kv, value, of_slots, first, turns, mean, scale, rows, stride, bad)
+        }
     }
 
     fn pack(
@@ -409,7 +421,8 @@ impl Work {
         // SAFETY: the order is that of this chunk, for whose symbols `packed` and the escapes' map were made.
         unsafe {
             launch!(
-                stream, function, grid, order, y, stride, first, slots, needed, scale, packed, bits, found, capacity, count
+                stream, function, grid, order, y, stride, first, slots, needed, scale, packed, bits, found,
+                capacity, count
             )
         }
     }
@@ -417,7 +430,8 @@ impl Work {
     fn compare_first(&self, codec: &CudaCodec, stream: &Arc<CudaStream>, kv: KvView) -> gpu::Result<()> {
         let Some(first) = &codec.first else { return Ok(()) };
         let differs = self.words.pointer() + (Count::Differs as usize * size_of::<u32>()) as u64;
-        let (row, [keys, values], grid) = (pointer(&first.rows), first.tolerances, threads(codec.widths.features, 2));
+        let (row, [keys, values], grid) =
+            (pointer(&first.rows), first.tolerances, threads(codec.widths.features, 2));
         // SAFETY: the plan's row has `[2, P]` elements, and the view holds token 0.
         unsafe { launch!(stream, codec.functions.compare_first, grid, kv, row, keys, values, differs) }
     }
@@ -460,7 +474,13 @@ impl Work {
             from = (from + bytes).next_multiple_of(ALIGN);
             at += bytes;
             let list = &self.escapes[side as usize];
-            list.write(&codec.functions, stream, escaped[side as usize], entries[side as usize], base + at as u64)?;
+            list.write(
+                &codec.functions,
+                stream,
+                escaped[side as usize],
+                entries[side as usize],
+                base + at as u64,
+            )?;
             at += lists[side as usize];
             breaks.push(at);
         }
@@ -470,7 +490,9 @@ impl Work {
     }
 
     fn copy_packed(&mut self, stream: &Arc<CudaStream>, from: Range<usize>, to: usize) -> Result<()> {
-        let (Some(packed), Some(payload)) = (self.packed.memory(), self.payload.memory_mut()) else { return Ok(()) };
+        let (Some(packed), Some(payload)) = (self.packed.memory(), self.payload.memory_mut()) else {
+            return Ok(());
+        };
         if from.is_empty() {
             return Ok(());
         }
@@ -523,7 +545,8 @@ fn take_exact(
         return Ok(());
     }
     let elements = tokens.len() * codec.widths.features;
-    let [first, count, elements_word] = [first_token + tokens.start, tokens.len(), elements].map(|n| n as u32);
+    let [first, count, elements_word] =
+        [first_token + tokens.start, tokens.len(), elements].map(|n| n as u32);
     let grid = threads(elements, 2);
     // SAFETY: the view's pages hold the tokens, the payload has room for two bytes an element and side.
     unsafe { launch!(stream, codec.functions.take_exact, grid, kv, first, count, elements_word, to) }

@@ -1,11 +1,18 @@
 //! What is known of tokens by their ids, on the device.
 
-use std::{collections::HashMap, fmt::Debug, sync::{Arc, Mutex, PoisonError}};
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use gpu::{CUdeviceptr, CudaFunction, CudaSlice, CudaStream, Device, Kernels, PushKernelArg as _};
 use half::f16;
 
-use super::{buffers::pointer, kernels::{launch, threads}};
+use super::{
+    buffers::pointer,
+    kernels::{launch, threads},
+};
 use crate::predict::TokenFeatures;
 
 /// Blocks that a grid may have in its second dimension.
@@ -24,7 +31,13 @@ pub trait DeviceTokenFeatures: Send + Sync + Debug {
     ///
     /// # Errors
     /// When the device fails.
-    fn write(&self, stream: &Arc<CudaStream>, ids: CUdeviceptr, count: usize, out: CUdeviceptr) -> gpu::Result<()>;
+    fn write(
+        &self,
+        stream: &Arc<CudaStream>,
+        ids: CUdeviceptr,
+        count: usize,
+        out: CUdeviceptr,
+    ) -> gpu::Result<()>;
 }
 
 /// Features of a whole vocabulary in device memory: for models whose embedding does not lie there anyway.
@@ -68,7 +81,13 @@ impl DeviceTokenFeatures for DeviceFeatureTable {
         self.vocabulary
     }
 
-    fn write(&self, stream: &Arc<CudaStream>, ids: CUdeviceptr, count: usize, out: CUdeviceptr) -> gpu::Result<()> {
+    fn write(
+        &self,
+        stream: &Arc<CudaStream>,
+        ids: CUdeviceptr,
+        count: usize,
+        out: CUdeviceptr,
+    ) -> gpu::Result<()> {
         let (table, width) = (pointer(&self.table), self.features as u32);
         for first in (0..count).step_by(MAX_ROWS) {
             let rows = (count - first).min(MAX_ROWS);
@@ -92,7 +111,11 @@ pub(super) struct HostFeatures {
 }
 
 impl HostFeatures {
-    pub(super) fn new(source: Arc<dyn DeviceTokenFeatures>, device: &Device, stream: &Arc<CudaStream>) -> Self {
+    pub(super) fn new(
+        source: Arc<dyn DeviceTokenFeatures>,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+    ) -> Self {
         let (device, stream) = (device.clone(), Arc::clone(stream));
         Self { source, device, stream, known: Mutex::default(), failure: Mutex::default() }
     }

@@ -46,7 +46,10 @@ pub(super) struct ByWidth {
 
 impl ByWidth {
     fn load(kernels: &Kernels, name: &str) -> Result<Self> {
-        Ok(Self { one: kernels.function(&format!("{name}_1"))?, eight: kernels.function(&format!("{name}_8"))? })
+        Ok(Self {
+            one: kernels.function(&format!("{name}_1"))?,
+            eight: kernels.function(&format!("{name}_8"))?,
+        })
     }
 
     /// The kernel for runs of `elements`, and how many of them a thread takes.
@@ -84,13 +87,28 @@ pub(super) struct Functions {
 
 impl Functions {
     pub(super) fn load(device: &Device) -> Result<Self> {
-        let rows = Kernels::load(device, "kvtc_rows", include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_rows.fatbin")))?;
-        let symbols =
-            Kernels::load(device, "kvtc_symbols", include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_symbols.fatbin")))?;
-        let escapes =
-            Kernels::load(device, "kvtc_escapes", include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_escapes.fatbin")))?;
-        let plan = Kernels::load(device, "kvtc_plan", include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_plan.fatbin")))?;
-        let blocks = Kernels::load(device, "blocks", include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")))?;
+        let rows = Kernels::load(
+            device,
+            "kvtc_rows",
+            include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_rows.fatbin")),
+        )?;
+        let symbols = Kernels::load(
+            device,
+            "kvtc_symbols",
+            include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_symbols.fatbin")),
+        )?;
+        let escapes = Kernels::load(
+            device,
+            "kvtc_escapes",
+            include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_escapes.fatbin")),
+        )?;
+        let plan = Kernels::load(
+            device,
+            "kvtc_plan",
+            include_bytes!(concat!(env!("OUT_DIR"), "/kvtc_plan.fatbin")),
+        )?;
+        let blocks =
+            Kernels::load(device, "blocks", include_bytes!(concat!(env!("OUT_DIR"), "/blocks.fatbin")))?;
         Ok(Self {
             turns: rows.function("kvtc_turns")?,
             gather: ByWidth::load(&rows, "kvtc_gather")?,

@@ -116,7 +116,13 @@ pub(super) struct SideParts {
 
 impl SideParts {
     /// Lays out one side's order.
-    pub(super) fn push(space: &Space, order: &Order, slots: &Slots, shared: SlotParts, words: &mut Words) -> Self {
+    pub(super) fn push(
+        space: &Space,
+        order: &Order,
+        slots: &Slots,
+        shared: SlotParts,
+        words: &mut Words,
+    ) -> Self {
         let tables = space.classes.tables.len();
         let mut at = vec![0; order.lengths.len() * tables * 2];
         for band in &order.bands {
@@ -200,7 +206,10 @@ mod tests {
         let slots = Slots::of(&[group(&[2]), group(&[0, 3]), group(&[1])], [&[5, 70, 9], &[5, 1, 9]]);
         assert_eq!(slots.tokens, [0, 3, 1, 2]);
         assert_eq!((slots.groups.as_slice(), slots.first.as_slice()), (&[1, 1, 2, 0][..], &[3, 0, 2][..]));
-        assert_eq!([slots.needed(0..4, &[5, 70, 9]), slots.needed(2..4, &[5, 70, 9]), slots.needed(3..4, &[0; 3])], [128, 64, 0]);
+        assert_eq!(
+            [slots.needed(0..4, &[5, 70, 9]), slots.needed(2..4, &[5, 70, 9]), slots.needed(3..4, &[0; 3])],
+            [128, 64, 0]
+        );
     }
 
     #[test]

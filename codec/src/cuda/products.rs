@@ -94,7 +94,9 @@ impl Bands {
         let [half_word, first, count] = [half, tokens.first_token, tokens.count].map(|n| n as u32);
         let grid = threads(half * tokens.count, 1);
         // SAFETY: `[half]` frequencies are there, and room for a pair for each token and frequency.
-        unsafe { launch!(self.stream, codec.functions.turns, grid, frequencies, half_word, first, count, turns) }
+        unsafe {
+            launch!(self.stream, codec.functions.turns, grid, frequencies, half_word, first, count, turns)
+        }
     }
 
     /// Queues the features that predictions of a band are made from; both sides place the same.
@@ -113,7 +115,9 @@ impl Bands {
         let (of_slots, slot_ids) = (tokens.slots_of(band), self.slot_ids.pointer());
         let (function, grid) = (&codec.functions.slot_ids, threads(ids, 1));
         // SAFETY: the band's slots name tokens of the chunk, for all of which there are ids.
-        unsafe { launch!(self.stream, function, grid, of_slots, slots, context, tokens.ids, lead, slot_ids) }?;
+        unsafe {
+            launch!(self.stream, function, grid, of_slots, slots, context, tokens.ids, lead, slot_ids)
+        }?;
         source.write(&self.stream, slot_ids, ids, self.features.pointer())
     }
 
@@ -128,18 +132,37 @@ impl Bands {
     ) -> gpu::Result<()> {
         let padded = codec.widths.padded_inputs;
         let rows = self.halves.pointer() + (column * size_of::<f16>()) as u64;
-        let [context, width, lead] = [predictor.context, predictor.token_features, tokens.lead].map(|n| n as u32);
+        let [context, width, lead] =
+            [predictor.context, predictor.token_features, tokens.lead].map(|n| n as u32);
         let [padded_word, stride] = [padded, stride].map(|n| n as u32);
         let (features, of_slots) = (self.features.pointer(), tokens.slots_of(band));
         let (function, grid) = (&codec.functions.place_features, threads(padded.div_ceil(8), band.len()));
         // SAFETY: rows of `stride` have room for the padded features from the column on.
         unsafe {
-            launch!(self.stream, function, grid, features, of_slots, context, width, lead, padded_word, rows, stride)
+            launch!(
+                self.stream,
+                function,
+                grid,
+                features,
+                of_slots,
+                context,
+                width,
+                lead,
+                padded_word,
+                rows,
+                stride
+            )
         }
     }
 
     /// Queues `coefficients[components, rows] = matrix x halves^T`.
-    pub(super) fn project(&mut self, tables: &SideTables, components: usize, rows: usize, width: usize) -> gpu::Result<()> {
+    pub(super) fn project(
+        &mut self,
+        tables: &SideTables,
+        components: usize,
+        rows: usize,
+        width: usize,
+    ) -> gpu::Result<()> {
         let operand = |pointer, element, stride| Operand { pointer, element, stride };
         let product = Product {
             m: components,

@@ -23,7 +23,12 @@ impl Stopwatch {
     }
 
     /// The stage `name` ends here.
-    pub(super) fn mark(&mut self, device: &Device, stream: &Arc<CudaStream>, name: &'static str) -> Result<()> {
+    pub(super) fn mark(
+        &mut self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        name: &'static str,
+    ) -> Result<()> {
         if self.is_on {
             let event = device.event()?;
             event.record(stream)?;

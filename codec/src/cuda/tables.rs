@@ -81,7 +81,12 @@ pub(super) struct Maker<'a> {
 
 impl Maker<'_> {
     /// The encoder's tables of one side.
-    pub(super) fn encoding(&self, space: &Space, side: Side, predictor: Option<&Predictor>) -> gpu::Result<SideTables> {
+    pub(super) fn encoding(
+        &self,
+        space: &Space,
+        side: Side,
+        predictor: Option<&Predictor>,
+    ) -> gpu::Result<SideTables> {
         let Widths { features, padded_features, padded_inputs, .. } = self.widths;
         let (stride, components) = (padded_features + padded_inputs, padded_components(space));
         let row_scale = power_below(HEADROOM / largest_deviation(space));
@@ -89,7 +94,8 @@ impl Maker<'_> {
         let mut scale = vec![0f32; components];
         let rows = matrix.par_chunks_exact_mut(stride).zip(&mut scale);
         rows.zip(space.basis.values.par_chunks_exact(features)).for_each(|((out, scale), basis)| {
-            let weighted = |k: usize| f64::from(basis[k]) * space.weights.as_ref().map_or(1.0, |w| f64::from(w[k]));
+            let weighted =
+                |k: usize| f64::from(basis[k]) * space.weights.as_ref().map_or(1.0, |w| f64::from(w[k]));
             let largest = (0..features).fold(0f64, |largest, k| largest.max(weighted(k).abs()));
             let factor = power_below(2.0 * LARGEST_ENCODING / largest);
             for (k, out) in out[..features].iter_mut().enumerate() {
@@ -113,9 +119,11 @@ impl Maker<'_> {
         }
         let factor = power_below(HEADROOM / largest(map));
         let mut halves = vec![f16::ZERO; features * padded_inputs];
-        halves.par_chunks_exact_mut(padded_inputs).zip(map.par_chunks_exact(inputs)).for_each(|(out, row)| {
-            out.iter_mut().zip(row).for_each(|(out, &x)| *out = f16::from_f64(f64::from(x) * factor));
-        });
+        halves.par_chunks_exact_mut(padded_inputs).zip(map.par_chunks_exact(inputs)).for_each(
+            |(out, row)| {
+                out.iter_mut().zip(row).for_each(|(out, &x)| *out = f16::from_f64(f64::from(x) * factor));
+            },
+        );
         let map = self.device.upload(self.stream, "a predictor's map", &halves)?;
         let mapped = self.device.buffer::<f32>(self.stream, "a projected map", components * padded_inputs)?;
         let stride = padded_features + padded_inputs;
@@ -133,24 +141,43 @@ impl Maker<'_> {
         let mut gemm = Gemm::new(self.device, self.stream)?;
         let factor = (f64::from(tables.row_scale) / factor) as f32;
         let (inputs, padded) = (inputs as u32, padded_inputs as u32);
-        let (matrix, scale, padded_features) = (pointer(&tables.matrix), pointer(&tables.scale), padded_features as u32);
+        let (matrix, scale, padded_features) =
+            (pointer(&tables.matrix), pointer(&tables.scale), padded_features as u32);
         // SAFETY: shapes are those that the three buffers were made with; they live until the synchronisation below.
         unsafe {
             gemm.multiply(&product)?;
             let (function, mapped) = (&self.functions.finish_row, pointer(&mapped));
             let grid = blocks(components, 1);
-            launch!(self.stream, function, grid, mapped, inputs, padded, padded, factor, matrix, padded_features, scale)?;
+            launch!(
+                self.stream,
+                function,
+                grid,
+                mapped,
+                inputs,
+                padded,
+                padded,
+                factor,
+                matrix,
+                padded_features,
+                scale
+            )?;
         }
         Ok(self.stream.synchronize()?)
     }
 
     /// The decoder's tables of one side.
-    pub(super) fn decoding(&self, space: &Space, side: Side, predictor: Option<&Predictor>) -> gpu::Result<SideTables> {
+    pub(super) fn decoding(
+        &self,
+        space: &Space,
+        side: Side,
+        predictor: Option<&Predictor>,
+    ) -> gpu::Result<SideTables> {
         let Widths { features, padded_features, inputs, padded_inputs } = self.widths;
         let components = padded_components(space);
         let map = predictor.map(|predictor| predictor.weights(side).matrix.as_slice());
         let factors = decoding_factors(space);
-        let strongest = space.log_sigma.iter().zip(&factors).fold(0f64, |largest, (&s, f)| largest.max(sigma(s) / f));
+        let strongest =
+            space.log_sigma.iter().zip(&factors).fold(0f64, |largest, (&s, f)| largest.max(sigma(s) / f));
         let of_map = map.map_or(f64::INFINITY, |map| 32_768.0 / largest(map));
         let gain = power_below((HEADROOM / strongest).min(of_map));
         let stride = padded_inputs + components;
@@ -172,7 +199,13 @@ impl Maker<'_> {
         Ok(tables)
     }
 
-    fn upload(&self, space: &Space, matrix: &[f16], scale: &[f32], row_scale: f32) -> gpu::Result<SideTables> {
+    fn upload(
+        &self,
+        space: &Space,
+        matrix: &[f16],
+        scale: &[f32],
+        row_scale: f32,
+    ) -> gpu::Result<SideTables> {
         Ok(SideTables {
             matrix: self.device.upload(self.stream, "a plan's matrix", matrix)?,
             scale: self.device.upload(self.stream, "a plan's scales", scale)?,
@@ -188,7 +221,8 @@ impl Maker<'_> {
 fn decoding_factors(space: &Space) -> Vec<f64> {
     let features = space.mean.len();
     let factor = |basis: &[f32]| {
-        let element = |k: usize| f64::from(basis[k]) * space.inverse_weights.as_ref().map_or(1.0, |w| f64::from(w[k]));
+        let element =
+            |k: usize| f64::from(basis[k]) * space.inverse_weights.as_ref().map_or(1.0, |w| f64::from(w[k]));
         let largest = (0..features).fold(0f64, |largest, k| largest.max(element(k).abs()));
         power_below(2.0 * LARGEST_DECODING / largest)
     };

@@ -7,9 +7,9 @@ mod encode;
 mod known;
 
 pub(crate) use decode::{Opened, Parts, decode, shifts_of};
-pub(crate) use encode::{Job, Payload, encode, known_of};
 #[cfg(feature = "cuda")]
 pub(crate) use encode::header_of;
+pub(crate) use encode::{Job, Payload, encode, known_of};
 pub(crate) use known::{Known, write_ids};
 #[cfg(feature = "cuda")]
 pub(crate) use known::{SAME_ROW, id_range, read_ids, sent_exactly};
