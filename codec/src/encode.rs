@@ -254,7 +254,7 @@ fn exact_planes(block: &KvBlock, count: usize, head_dim: usize) -> (Vec<u8>, Vec
     (out, breaks)
 }
 
-fn write_chunk(mut header: ChunkHeader, payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
+pub(crate) fn write_chunk(mut header: ChunkHeader, payload: &[u8], breaks: &[usize]) -> Result<Vec<u8>> {
     header.payload_bytes = payload.len() as u64;
     let segments = deflate(payload, breaks, header.segment_bytes as usize);
     let mut out = Vec::new();

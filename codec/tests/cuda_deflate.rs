@@ -1,5 +1,6 @@
 //! Stage 6 on the GPU against flate2: the same bytes, and the same verdict on bytes from anywhere.
 #![allow(
+    clippy::unwrap_used,
     missing_docs,
     missing_debug_implementations,
     unreachable_pub,

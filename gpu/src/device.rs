@@ -58,6 +58,23 @@ impl Device {
         Ok(self.context.attribute(attribute)? as usize)
     }
 
+    /// Most bytes of shared memory that a block can have.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn shared_memory(&self) -> Result<usize> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        Ok(self.context.attribute(attribute)? as usize)
+    }
+
+    /// Whether kernels can be launched early: see [`crate::Launch`].
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn launches_early(&self) -> Result<bool> {
+        Ok(self.context.compute_capability()?.0 >= 9)
+    }
+
     /// A stream of its own, whose work runs beside that of others.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Host memory that the device copies to and from at full speed and without the CPU.
 
+use std::ffi::c_void;
+
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits, sys};
 
 use crate::device::Device;
@@ -9,6 +11,8 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Pinned<T: DeviceRepr> {
     memory: PinnedHostSlice<T>,
+    /// Its address: cudarc tells it only after a wait, which cannot be recorded into a graph.
+    address: usize,
 }
 
 impl<T: DeviceRepr + ValidAsZeroBits> Pinned<T> {
@@ -24,7 +28,8 @@ impl<T: DeviceRepr + ValidAsZeroBits> Pinned<T> {
         let mut memory = memory?;
         // SAFETY: the pointer is valid for the length, and zero bits are valid elements.
         unsafe { std::ptr::write_bytes(memory.as_mut_ptr()?, 0, len.max(1)) };
-        Ok(Self { memory })
+        let address = memory.as_mut_ptr()? as usize;
+        Ok(Self { memory, address })
     }
 
     /// Elements there is room for.
@@ -81,10 +86,10 @@ impl<T: DeviceRepr + ValidAsZeroBits> Pinned<T> {
         }
         // SAFETY: both ends hold `len` elements; the caller keeps the memory until the stream is through.
         unsafe {
-            let (from, (to, _guard)) =
-                (self.memory.as_ptr()?, cudarc::driver::DevicePtrMut::device_ptr_mut(to, stream));
+            let (to, _guard) = cudarc::driver::DevicePtrMut::device_ptr_mut(to, stream);
+            let from = self.address as *const c_void;
             let to = to + (start * size_of::<T>()) as u64;
-            sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len * size_of::<T>(), stream.cu_stream()).result()?;
+            sys::cuMemcpyHtoDAsync_v2(to, from, len * size_of::<T>(), stream.cu_stream()).result()?;
         }
         Ok(())
     }
@@ -100,9 +105,14 @@ impl<T: DeviceRepr + ValidAsZeroBits> Pinned<T> {
         }
         // SAFETY: both ends hold `len` elements; reading waits for the stream.
         unsafe {
-            let (to, (from, _guard)) =
-                (self.memory.as_mut_ptr()?, cudarc::driver::DevicePtr::device_ptr(from, stream));
-            sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len * size_of::<T>(), stream.cu_stream()).result()?;
+            let (from, _guard) = cudarc::driver::DevicePtr::device_ptr(from, stream);
+            sys::cuMemcpyDtoHAsync_v2(
+                self.address as *mut c_void,
+                from,
+                len * size_of::<T>(),
+                stream.cu_stream(),
+            )
+            .result()?;
         }
         Ok(())
     }

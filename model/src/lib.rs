@@ -29,7 +29,7 @@ mod weights;
 pub use attention::ReceivedAttention;
 pub use config::{Config, Llama3Scaling, Rope};
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary, Stage};
+pub use cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary, Stage, Step};
 pub use error::{Error, Result};
 pub use kv_cache::{KvCache, KvElement};
 pub use llama::{Llama, LogitsOf, Sequence};

@@ -3,7 +3,7 @@
 //! local prefills).
 //!
 //! It is no server: each node crate has its own, on top of this.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod args;
 pub mod capacity;

@@ -98,7 +98,13 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
 #[cfg(feature = "cuda")]
 fn measure_on_gpu(args: &Args) -> anyhow::Result<timing::Figures> {
     let DeviceChoice::Cuda(ordinal) = args.device else { bail!("{} is no GPU; this is a bug", args.device) };
-    let subject = cuda::Subject { ordinal, model: &args.model, shape: args.shape, tokens: args.tokens, runs: args.runs };
+    let subject = cuda::Subject {
+        ordinal,
+        model: &args.model,
+        shape: args.shape,
+        tokens: args.tokens,
+        runs: args.runs,
+    };
     match &args.what {
         What::Prefill => cuda::prefill(&subject),
         What::Decode { batch } => cuda::decode(&subject, *batch),

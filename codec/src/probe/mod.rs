@@ -10,7 +10,9 @@ mod product;
 #[doc(hidden)]
 pub mod stages;
 pub mod synthetic;
+mod zlib;
 
 pub use coefficients::{Coded, Coefficients, Projected};
 pub use ideal::{Ideal, ideal};
 pub use product::{Product, Work, multiply, sgemm};
+pub use zlib::over_zlib;

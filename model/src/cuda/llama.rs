@@ -6,6 +6,7 @@ use std::sync::Arc;
 use gpu::{CudaStream, Device, Gemm, KvShape};
 
 use super::attention::AttentionKernels;
+use super::decode::Steps;
 use super::head::Head;
 use super::received::ReceivedKernels;
 use super::rope::CudaRope;
@@ -17,6 +18,7 @@ use super::workspace::Workspace;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::rope::{RopeTable, inv_freq};
+use crate::sampling::Sampling;
 use crate::weights::Weights;
 
 /// A loaded Llama. All its work goes to one stream in order; nothing waits for the device unless it says so.
@@ -36,6 +38,7 @@ pub struct CudaLlama {
     pub(crate) workspace: Workspace,
     pub(crate) timeline: Option<Timeline>,
     vocabulary: CudaVocabulary,
+    pub(crate) steps: Option<Steps>,
 }
 
 impl std::fmt::Debug for CudaLlama {
@@ -96,6 +99,7 @@ impl CudaLlama {
             head: Head::new(device, &stream, config.vocab_size)?,
             workspace: Workspace::new(device, &stream, &config, max_chunk)?,
             vocabulary: CudaVocabulary::new(device, &weights, config.rms_norm_eps)?,
+            steps: None,
             timeline: None,
             device: device.clone(),
             config,
@@ -155,6 +159,23 @@ impl CudaLlama {
     /// What earlier work failed with.
     pub fn logits(&mut self) -> Result<Vec<f32>> {
         self.head.download()
+    }
+
+    /// Waits until everything that was asked for is computed.
+    ///
+    /// # Errors
+    /// What earlier work failed with.
+    pub fn synchronize(&self) -> Result<()> {
+        Ok(self.stream.synchronize().map_err(gpu::Error::from)?)
+    }
+
+    /// Waits for the token that the last call's logits give at `position` of the sequence. Only a greedy one leaves the logits where they
+    /// are.
+    ///
+    /// # Errors
+    /// What earlier work failed with.
+    pub fn draw(&mut self, sampling: &Sampling, position: usize) -> Result<u32> {
+        if sampling.is_greedy() { self.greedy() } else { Ok(sampling.draw(&self.logits()?, position)) }
     }
 
     /// Waits for the most likely token by the last call's logits, the first of equals.

@@ -5,6 +5,7 @@
 
 mod attention;
 mod cache;
+mod decode;
 mod head;
 mod linear;
 mod llama;
@@ -21,6 +22,7 @@ mod weights;
 mod workspace;
 
 pub use cache::CudaCache;
+pub use decode::Step;
 pub use llama::CudaLlama;
 pub use received::CudaReceived;
 pub use timeline::Stage;

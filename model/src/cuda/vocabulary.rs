@@ -49,7 +49,7 @@ impl CudaVocabulary {
         ids: CUdeviceptr,
         count: usize,
         out: CUdeviceptr,
-    ) -> Result<()> {
+    ) -> gpu::Result<()> {
         if count == 0 {
             return Ok(());
         }
@@ -61,7 +61,7 @@ impl CudaVocabulary {
         let config =
             LaunchConfig { grid_dim: (count as u32, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
         // SAFETY: the weights have these shapes, the caller vouches for the rest; the kernel checks the ids.
-        unsafe { launch.launch(config) }.map_err(gpu::Error::from)?;
+        unsafe { launch.launch(config) }?;
         Ok(())
     }
 }

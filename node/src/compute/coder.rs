@@ -77,7 +77,7 @@ impl Importer {
             }
             #[cfg(feature = "cuda")]
             (Self::Device(importer), Cache::Device(cache)) => {
-                let tokens = importer.decode(chunk, cache, next).map_err(bad)?;
+                let tokens = importer.decode(chunk, cache).map_err(bad)?;
                 check(tokens.start, tokens.end)
             }
             #[cfg(feature = "cuda")]
@@ -106,14 +106,14 @@ impl super::Served {
     /// # Errors
     /// What the codec refuses.
     pub fn importer(&self, coding: Coding, tokens: usize) -> Result<Importer, Failure> {
-        let limits = Limits { max_tokens: tokens, ..Limits::default() };
         match self.place() {
             super::served::Place::Host(loaded) => {
+                let limits = Limits { max_tokens: tokens, ..Limits::default() };
                 let decoder = loaded.decoder(limits).map_err(internal)?;
                 Ok(Importer::Host(decoder.announced(coding)))
             }
             #[cfg(feature = "cuda")]
-            super::served::Place::Device(device) => Ok(Importer::Device(device.importer(coding, limits))),
+            super::served::Place::Device(device) => Ok(Importer::Device(device.importer(coding))),
         }
     }
 }

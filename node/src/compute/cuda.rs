@@ -6,10 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceTokenFeatures};
-use codec::{Coding, KvLayout, Limits, Plan};
+use codec::{CodecKind, Coding, Encoder, KvLayout, Limits, Plan, importance};
 use gpu::{CUdeviceptr, CudaStream, KvPages, KvPool};
 use model::Config;
-use model::cuda::{CudaCache, CudaLlama, CudaVocabulary};
+use model::cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary};
 use transport::message::{Failure, FailureKind};
 
 use super::cache::Cache;
@@ -20,6 +20,8 @@ use crate::loaded::{LoadError, find_plan, layout};
 
 /// Tokens of one prefill call: enough to keep every unit of the card busy, and scratch memory of half a gigabyte for Llama 3.2 1B.
 pub(crate) const MAX_CHUNK: usize = 8_192;
+/// Tokens of the prompt that warms the device up.
+const WARM_UP_TOKENS: usize = 1_024;
 /// Encoders (and decoders) per node: while one's bytes are copied and sealed by the host, the other has the card.
 const CODERS: usize = 2;
 
@@ -30,7 +32,9 @@ pub(crate) struct Device {
     stream: Arc<CudaStream>,
     llama: Mutex<Option<Box<CudaLlama>>>,
     pool: Arc<KvPool>,
-    codec: Arc<CudaCodec>,
+    layout: KvLayout,
+    fingerprint: [u8; 16],
+    plan: Option<Arc<Plan>>,
     encoders: Arc<Lot<CudaEncoder>>,
     decoders: Arc<Lot<CudaDecoder>>,
 }
@@ -82,15 +86,18 @@ impl Device {
         let fingerprint = llama.fingerprint();
         let codec = CudaCodec::new(&device, layout.clone(), fingerprint, plan.clone(), Some(features))?;
         let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<_, _>>()?;
-        let decoders = (0..CODERS).map(|_| codec.decoder()).collect::<Result<_, _>>()?;
+        let decoders = (0..CODERS).map(|_| codec.decoder(Limits::default())).collect::<Result<_, _>>()?;
         llama.prepare_steps(&pool, sizes.sessions)?;
+        warm_up(&mut llama, &pool, &stream, &codec, plan.is_some())?;
         let facts = (llama.config().clone(), fingerprint, layout.clone(), plan);
         let device = Self {
             device,
             stream,
             llama: Mutex::new(Some(Box::new(llama))),
             pool,
-            codec,
+            layout: layout.clone(),
+            fingerprint,
+            plan: facts.3.clone(),
             encoders: Lot::of(encoders),
             decoders: Lot::of(decoders),
         };
@@ -113,13 +120,38 @@ impl Device {
     }
 
     pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> Result<DeviceCoder, Failure> {
-        self.codec.check(coding).map_err(invalid)?;
+        // What the codec refuses, it refuses for any prompt.
+        let (layout, plan) = (self.layout.clone(), self.plan.clone());
+        Encoder::new(layout, self.fingerprint, plan, coding, prompt.len()).map_err(invalid)?;
         Ok(DeviceCoder { encoders: Arc::clone(&self.encoders), coding, ids: Arc::from(prompt) })
     }
 
-    pub(crate) fn importer(&self, coding: Coding, limits: Limits) -> DeviceImporter {
-        DeviceImporter { decoders: Arc::clone(&self.decoders), coding, limits }
+    pub(crate) fn importer(&self, coding: Coding) -> DeviceImporter {
+        DeviceImporter { decoders: Arc::clone(&self.decoders), coding }
     }
+}
+
+/// Runs everything once: libraries set themselves up at the first call, and the driver compiles kernels that the binary has no machine
+/// code of for this card.
+fn warm_up(
+    llama: &mut CudaLlama,
+    pool: &Arc<KvPool>,
+    stream: &Arc<CudaStream>,
+    codec: &Arc<CudaCodec>,
+    has_plan: bool,
+) -> Result<(), LoadError> {
+    let tokens = WARM_UP_TOKENS.min(llama.config().max_position_embeddings).min(pool.free_tokens());
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| i % llama.config().vocab_size as u32).collect();
+    let mut cache = CudaCache::new(pool, stream, tokens)?;
+    let mut received = CudaReceived::of_last(llama, importance::QUERIES, importance::NEAREST, tokens)?;
+    llama.prefill(&mut cache, &ids, Some(&mut received))?;
+    llama.greedy()?;
+    received.into_host()?;
+    let kind = if has_plan { CodecKind::Kvtc } else { CodecKind::Raw };
+    let coding = Coding { kind, tier: 32 };
+    let chunk = codec.encoder()?.encode(coding, &ids, cache.view(), 0..tokens, None)?;
+    codec.decoder(Limits::default())?.decode(&chunk, Some(coding), cache.view())?;
+    Ok(())
 }
 
 /// Codes the cache of one prompt.
@@ -148,13 +180,11 @@ impl DeviceCoder {
 pub struct DeviceImporter {
     decoders: Arc<Lot<CudaDecoder>>,
     coding: Coding,
-    limits: Limits,
 }
 
 impl DeviceImporter {
     pub(super) fn decode(&self, chunk: &[u8], cache: &CudaCache) -> codec::Result<Range<usize>> {
-        let work =
-            |decoder: &mut CudaDecoder| decoder.decode(chunk, self.limits, Some(self.coding), cache.view());
+        let work = |decoder: &mut CudaDecoder| decoder.decode(chunk, Some(self.coding), cache.view());
         self.decoders.with(work)
     }
 }
@@ -220,7 +250,8 @@ impl DeviceTokenFeatures for Vocabulary {
         count: usize,
         out: CUdeviceptr,
     ) -> gpu::Result<()> {
-        self.0.write(stream, ids, count, out)
+        // SAFETY: the codec hands over ids and room for their features, and keeps both until the stream is through.
+        unsafe { self.0.write(stream, ids, count, out) }
     }
 }
 

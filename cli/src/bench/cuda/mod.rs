@@ -91,6 +91,8 @@ impl Ready {
 fn config_of(shape: Shape) -> anyhow::Result<Config> {
     match shape {
         Shape::Llama32_1b => Ok(Config::llama_3_2_1b()),
-        Shape::Tiny => None.context("--shape tiny has heads too small for the GPU's kernels; take llama-3.2-1b"),
+        Shape::Tiny => {
+            None.context("--shape tiny has heads too small for the GPU's kernels; take llama-3.2-1b")
+        }
     }
 }

@@ -131,6 +131,13 @@ impl Deflater {
         &self.ends
     }
 
+    /// Device memory held, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let tables = self.breaks.num_bytes() + self.lengths.num_bytes() + self.ends.num_bytes();
+        tables + self.slots.num_bytes() + self.coded.num_bytes()
+    }
+
     /// Waits for the last call's work and fetches what it wrote.
     ///
     /// # Errors

@@ -18,8 +18,8 @@ const THREADS: u32 = 128;
 const SPARE_WORDS: usize = 528;
 /// Coded bytes that are held in shared memory at once, in words: all of a segment of the usual size.
 const MAX_WINDOW_WORDS: usize = 4_608;
-/// How far references reach back.
-const HISTORY_BYTES: usize = 32 * 1024;
+/// Output that is held there: the 32 KiB that references reach back, and as much again for what is being written.
+const HISTORY_BYTES: usize = 64 * 1024;
 /// No segment is bad.
 const NONE: u32 = u32::MAX;
 
@@ -71,7 +71,8 @@ impl Inflater {
         })
     }
 
-    /// Queues the inflation of all segments into `payload`. Whether they were valid, [`Self::check`] tells afterwards.
+    /// Queues the inflation of all segments into `payload`: nothing beside it is written. Whether they were valid, [`Self::check`] tells
+    /// afterwards.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for ends that `format::segments` refuses too: then nothing is queued.
@@ -133,8 +134,9 @@ impl Inflater {
 
 /// What the kernel relies on, and the table of a chunk has been asked for before.
 fn check_ends(ends: &[u32], payload: Payload) -> Result<()> {
-    let range = SEGMENT_BYTES_RANGE;
-    if !range.contains(&(payload.segment_bytes as u32)) || ends.len() != payload.segments() {
+    let is_allowed =
+        u32::try_from(payload.segment_bytes).is_ok_and(|bytes| SEGMENT_BYTES_RANGE.contains(&bytes));
+    if !is_allowed || ends.len() != payload.segments() {
         let detail = format!(
             "{} segments for {} bytes in segments of {}",
             ends.len(),
