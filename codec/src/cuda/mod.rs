@@ -19,6 +19,7 @@ pub(crate) mod deflate;
 mod encode;
 mod escapes;
 mod features;
+mod job;
 mod kernels;
 mod order;
 mod products;
