@@ -85,16 +85,14 @@ fn error(got: &KvBlock, expected: &KvBlock) -> f64 {
     (sum / expected.keys.len().max(1) as f64).sqrt()
 }
 
-/// Encodes and decodes one stretch both ways; the share of tolerance used and the bytes of GPU over CPU.
+/// Encodes one stretch on both, decodes both chunks on both, and compares; prints bytes and errors of GPU and CPU.
 fn round_trip(
     rig: &mut Rig,
     encoder: &Encoder,
     decoder: &Decoder,
-    ids: &[u32],
-    whole: &KvBlock,
+    (ids, whole): (&[u32], &KvBlock),
     tokens: Range<usize>,
-    tier: u8,
-    shifts: Option<&[i8]>,
+    (tier, shifts): (u8, Option<&[i8]>),
 ) {
     let what = format!(
         "P {} tokens {tokens:?} of {} tier {tier} shifts {}",
@@ -170,7 +168,7 @@ fn plain_plans_go_both_ways() {
             let shifts = all_shifts(tokens.len());
             for (tier, shifts) in [(4, None), (16, None), (32, Some(shifts.as_slice())), (128, None)] {
                 let (encoder, decoder) = (source.encoder(&plan, tier, prompt), source.decoder(&plan));
-                round_trip(&mut rig, &encoder, &decoder, &ids, &whole, tokens.clone(), tier, shifts);
+                round_trip(&mut rig, &encoder, &decoder, (&ids, &whole), tokens.clone(), (tier, shifts));
             }
         }
     }
@@ -198,11 +196,9 @@ fn predicted_plans_go_both_ways() {
                 &mut rig,
                 &kit.encoder(&kit.plan, tier, &ids),
                 &kit.decoder(),
-                &ids,
-                &whole,
+                (&ids, &whole),
                 tokens.clone(),
-                tier,
-                shifts,
+                (tier, shifts),
             );
         }
     }

@@ -13,7 +13,7 @@ use super::{
     buffers::{Grown, GrownPinned, copy, pointer},
     codec::{CudaCodec, Direction, Tables},
     deflate::{Coded, Inflater, Payload},
-    encode::{check_ids, check_size},
+    job::{check_ids, check_size},
     kernels::{blocks, launch, one_block, threads},
     order::{SideOrder, SideParts, SlotParts, Slots, Words},
     products::{Bands, Tokens},

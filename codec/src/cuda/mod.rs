@@ -1,8 +1,8 @@
 //! The codec on an NVIDIA GPU: caches stay in the device's pages, only coded bytes cross the bus.
 //!
 //! The container is the same, and from the quantized integers on every bit is: the CPU decodes what the GPU encoded, and the reverse. Matrix
-//! products run on tensor cores with f16 inputs and f32 sums. That moves a coefficient by less than 1/64 of a step of tier 32, so a symbol
-//! differs from the CPU's only where its coefficient lies that near to a border, and a decoded row by less than 2^-7 of its largest entry.
+//! products run on tensor cores with f16 inputs and f32 sums, so a symbol differs from the CPU's where its coefficient lies within that rounding
+//! of a border, and a decoded entry by less than 2^-7 of its side's largest.
 //!
 //! `kvtc` has kernels for all stages. `raw` is copied between pages and page-locked memory; the other codecs go through the CPU's
 //! [`Encoder`](crate::Encoder) and [`Decoder`](crate::Decoder) from there.
@@ -19,6 +19,7 @@ pub(crate) mod deflate;
 mod encode;
 mod escapes;
 mod features;
+mod job;
 mod kernels;
 mod order;
 mod products;
