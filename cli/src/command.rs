@@ -55,8 +55,8 @@ fn run() -> anyhow::Result<()> {
     let matches = Cli::command().get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let is_default = matches.value_source("log_level") == Some(ValueSource::DefaultValue);
-    if matches!(cli.command, Command::Demo(_)) && is_default {
-        // The demo's table is its log; --log-level info brings the nodes' lines back.
+    if matches!(cli.command, Command::Demo(_) | Command::Bench(_)) && is_default {
+        // Their tables are their log; --log-level info brings the lines of nodes back that they start.
         cli.common.log_level = "warn".into();
     }
     service::telemetry::init(&cli.common)?;

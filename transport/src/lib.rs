@@ -83,6 +83,7 @@ pub mod ids;
 pub mod message;
 mod meter;
 pub mod peer;
+pub mod probe;
 pub mod shaper;
 pub mod stats;
 pub mod stream;

@@ -5,6 +5,7 @@ mod cluster;
 mod codec;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod e2e;
 mod links;
 mod model;
 mod stages;
@@ -71,6 +72,8 @@ enum What {
         #[arg(long, env = "KVFERRY_PLAN")]
         plan: Option<PathBuf>,
     },
+    /// Time to first token raw and coded in turns, through a cluster in this process over one shaped link.
+    E2e(e2e::E2eArgs),
     /// Raw against coded through a running cluster, at several link speeds.
     Cluster(cluster::ClusterArgs),
 }
@@ -87,6 +90,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         What::Decode { batch } => model::decode(args, *batch)?,
         What::Codec { tier } => codec::codec(args, *tier)?,
         What::Stages { tier, plan } => stages::stages(args, *tier, plan.as_deref())?,
+        What::E2e(what) => e2e::e2e(args, *what).await?,
         What::Cluster(what) => return cluster::cluster(args, what).await,
     };
     if args.json {
@@ -109,7 +113,9 @@ fn measure_on_gpu(args: &Args) -> anyhow::Result<timing::Figures> {
         What::Prefill => cuda::prefill(&subject),
         What::Decode { batch } => cuda::decode(&subject, *batch),
         What::Codec { tier } => cuda::codec(&subject, *tier),
-        What::Stages { .. } | What::Cluster(_) => bail!("there is no such measurement on a GPU"),
+        What::Stages { .. } | What::E2e(_) | What::Cluster(_) => {
+            bail!("there is no such measurement on a GPU")
+        }
     }
 }
 

@@ -16,7 +16,6 @@ impl Figures {
     }
 
     /// Adds a word, such as the device that figures come from.
-    #[cfg(feature = "cuda")]
     pub(crate) fn say(&mut self, name: &'static str, word: impl Into<String>) {
         self.0.push((name, Value::String(word.into())));
     }

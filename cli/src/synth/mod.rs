@@ -1,6 +1,7 @@
 //! `kvferry synth-model`: a Hugging Face checkpoint of a real model's shape with random weights, for measuring at a size whose real weights
 //! are gated. It serves and answers, in words that mean nothing.
 
+mod linear;
 mod shape;
 mod shards;
 
@@ -30,6 +31,10 @@ pub struct Args {
     /// Another seed gives other weights.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Give the model keys and values whose spectrum is that of the embedded model's, and write the plan that codes them: its cache
+    /// codes like a real one. Every token's row follows from that token alone.
+    #[arg(long)]
+    pub plan: bool,
     /// Files that the weights are divided among.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub shards: u16,
@@ -44,7 +49,12 @@ pub struct Args {
 /// When the directory is not empty or cannot be written, the tokenizer cannot be read, or there are fewer tensors than shards.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let special = special_tokens(&args.tokenizer)?;
-    let shards = shards::split(args.shape.tensors(), args.shards.into())?;
+    let mut tensors = args.shape.tensors();
+    let measured = args.plan.then(|| linear::Linear::new(args.shape, args.seed)).transpose()?;
+    if let Some(linear) = &measured {
+        linear.fill(&mut tensors)?;
+    }
+    let shards = shards::split(tensors, args.shards.into())?;
     prepare(&args.out)?;
     copy_tokenizer(&args.tokenizer, &args.out)?;
     let bytes = shards.iter().map(Shard::bytes).sum();
@@ -59,6 +69,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     write_json(&args.out, "generation_config.json", &args.shape.generation_config(&special))?;
     // Last, so that a directory that was left half written is not taken for a model.
     write_json(&args.out, "config.json", &args.shape.config(&special))?;
+    if let Some(linear) = measured {
+        linear.write_plan(&args.out)?;
+    }
     eprintln!("{} of weights written to {}", BinaryBytes(bytes), args.out.display());
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! Which shapes there are: dimensions, tensors as Hugging Face names them, configuration files.
 
+use std::sync::Arc;
+
+use half::bf16;
 use serde_json::{Value, json};
 
 /// A model whose shape can be had.
@@ -13,14 +16,25 @@ pub enum Shape {
 }
 
 /// One tensor of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tensor {
     /// As in Hugging Face's Llama.
     pub(super) name: String,
     /// Row-major.
     pub(super) shape: Vec<usize>,
-    /// All 1 instead of random.
-    pub(super) is_norm: bool,
+    /// Its elements.
+    pub(super) content: Content,
+}
+
+/// What a tensor holds.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Content {
+    /// Ones: a norm.
+    Ones,
+    /// Normal numbers with so many times the usual deviation.
+    Normal(f32),
+    /// These.
+    Given(Arc<[bf16]>),
 }
 
 impl Tensor {
@@ -30,13 +44,13 @@ impl Tensor {
 }
 
 /// A Llama's dimensions; head_dim is hidden / heads.
-struct Dimensions {
-    layers: usize,
-    hidden: usize,
+pub(super) struct Dimensions {
+    pub(super) layers: usize,
+    pub(super) hidden: usize,
     intermediate: usize,
-    heads: usize,
-    kv_heads: usize,
-    vocabulary: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) vocabulary: usize,
     positions: usize,
     /// Tokens of context that the positions were stretched from, and how far.
     original_positions: usize,
@@ -44,7 +58,7 @@ struct Dimensions {
 }
 
 impl Shape {
-    fn dimensions(self) -> Dimensions {
+    pub(super) fn dimensions(self) -> Dimensions {
         match self {
             Self::Llama32_1b => Dimensions {
                 layers: 16,
@@ -75,9 +89,12 @@ impl Shape {
     pub(super) fn tensors(self) -> Vec<Tensor> {
         let of = self.dimensions();
         let kv = of.hidden / of.heads * of.kv_heads;
-        let matrix =
-            |name: String, rows, columns| Tensor { name, shape: vec![rows, columns], is_norm: false };
-        let norm = |name: String| Tensor { name, shape: vec![of.hidden], is_norm: true };
+        let matrix = |name: String, rows, columns| Tensor {
+            name,
+            shape: vec![rows, columns],
+            content: Content::Normal(1.0),
+        };
+        let norm = |name: String| Tensor { name, shape: vec![of.hidden], content: Content::Ones };
         let mut tensors = vec![matrix("model.embed_tokens.weight".into(), of.vocabulary, of.hidden)];
         for layer in 0..of.layers {
             let named = |part: &str| format!("model.layers.{layer}.{part}.weight");

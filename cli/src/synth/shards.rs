@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::shape::Tensor;
+use super::shape::{Content, Tensor};
 
 /// Standard deviation of weights: what Llama itself begins its training with.
 pub(super) const DEVIATION: f64 = 0.02;
@@ -128,15 +128,20 @@ impl Shard {
 /// Bytes of one piece of a tensor, each piece from a stream of its own.
 fn weights(tensor: &Tensor, piece: usize, mut rng: ChaCha8Rng, number: usize) -> Vec<u8> {
     let count = PIECE.min(tensor.elements() - piece * PIECE);
-    if tensor.is_norm {
-        return bf16::ONE.to_le_bytes().repeat(count);
-    }
+    let deviation = match &tensor.content {
+        Content::Ones => return bf16::ONE.to_le_bytes().repeat(count),
+        Content::Given(all) => {
+            let given = &all[piece * PIECE..piece * PIECE + count];
+            return given.iter().flat_map(|x| x.to_le_bytes()).collect();
+        }
+        Content::Normal(factor) => factor * DEVIATION as f32,
+    };
     rng.set_stream((number as u64) << 32 | piece as u64);
     let mut bytes = Vec::with_capacity(count * BYTES + BYTES);
     // Box and Muller: two uniform numbers are two normal ones.
     while bytes.len() < count * BYTES {
         let (a, b): (f32, f32) = (1.0 - rng.random::<f32>(), rng.random());
-        let radius = (-2.0 * a.ln()).sqrt() * DEVIATION as f32;
+        let radius = (-2.0 * a.ln()).sqrt() * deviation;
         let (sin, cos) = (b * std::f32::consts::TAU).sin_cos();
         for weight in [radius * cos, radius * sin] {
             bytes.extend(bf16::from_f32(weight).to_le_bytes());
@@ -172,7 +177,7 @@ mod tests {
 
     #[test]
     fn weights_are_normal_and_norms_are_1() {
-        let tensor = Tensor { name: "x".into(), shape: vec![PIECE], is_norm: false };
+        let tensor = Tensor { name: "x".into(), shape: vec![PIECE], content: Content::Normal(1.0) };
         let numbers = |tensor: &Tensor, piece| -> Vec<f64> {
             let bytes = weights(tensor, piece, ChaCha8Rng::seed_from_u64(3), 5);
             bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).to_f64()).collect()
@@ -183,7 +188,7 @@ mod tests {
         let two = Tensor { shape: vec![2, PIECE], ..tensor.clone() };
         assert_eq!(numbers(&two, 0), of);
         assert_ne!(numbers(&two, 1), of);
-        let norm = Tensor { shape: vec![7], is_norm: true, ..tensor };
+        let norm = Tensor { shape: vec![7], content: Content::Ones, ..tensor };
         assert_eq!(numbers(&norm, 0), [1.0; 7]);
     }
 }

@@ -66,6 +66,54 @@ impl Synthetic {
         Ok(Self { plan, features: predictor.map(|(_, features)| features), mixings })
     }
 
+    /// As [`Self::new`], for a model whose rows are linear in its tokens' features, of which the plan predicts a part from the row's own
+    /// token: no mean, no first row. [`Self::projection`] is the model.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn linear(
+        layout: &KvLayout,
+        model_fingerprint: [u8; 16],
+        measured: &Plan,
+        features: Arc<dyn TokenFeatures>,
+        seed: u64,
+    ) -> Result<Self> {
+        let made = Self::new(layout, model_fingerprint, measured, Some((1, features)), seed)?;
+        let mut profile = made.plan.kvtc().clone();
+        for space in [&mut profile.keys, &mut profile.values] {
+            space.mean.fill(0.0);
+        }
+        profile.first = None;
+        let plan = Arc::new(Plan::new(model_fingerprint, layout.clone(), profile));
+        Ok(Self { plan, ..made })
+    }
+
+    /// Weights `[P, features]` of [`Self::linear`]'s model, of keys and of values: times a token's features, of mean 0 and variance 1 each,
+    /// they are its row. What the plan predicts of it is the plan's own map; of the rest, feature j is coefficient j, as far as there are
+    /// features.
+    ///
+    /// # Panics
+    /// Without a predictor of one token.
+    #[must_use]
+    pub fn projection(&self) -> [Vec<f32>; 2] {
+        let profile = self.plan.kvtc();
+        let predictor = profile.predictor.as_ref().expect("a linear model has a predictor; this is a bug");
+        assert_eq!(predictor.context, 1, "a linear model's rows follow from their own tokens; this is a bug");
+        [Side::Keys, Side::Values].map(|side| {
+            let (space, inputs) = (profile.space(side), predictor.inputs());
+            let (features, sigmas) = (space.mean.len(), sigmas(space));
+            let mut matrix = predictor.weights(side).matrix.clone();
+            let components = space.log_sigma.len().min(inputs);
+            matrix.par_chunks_exact_mut(inputs).enumerate().for_each(|(feature, row)| {
+                let inverse = space.inverse_weights.as_ref().map_or(1.0, |inverse| inverse[feature]);
+                for (j, x) in row.iter_mut().take(components).enumerate() {
+                    *x += sigmas[j] * space.basis.values[j * features + feature] * inverse;
+                }
+            });
+            matrix
+        })
+    }
+
     /// The plan.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {
