@@ -13,7 +13,7 @@ use crate::{
     format::{
         bytes::Reader,
         chunk::{ChunkHeader, CodecId},
-        digest::unseal,
+        digest::{split, unseal},
         segments::{self, SEGMENT_BYTES_RANGE},
     },
     kvtc,
@@ -90,10 +90,17 @@ impl Decoder {
 
     /// A header that this decoder accepts, and what follows it up to the digest, which is right.
     pub(crate) fn open<'a>(&self, bytes: &'a [u8]) -> Result<(ChunkHeader, Reader<'a>)> {
+        let opened = self.open_unverified(bytes)?;
+        unseal("chunk", bytes)?;
+        Ok(opened)
+    }
+
+    /// As [`Self::open`], but the digest is left for the caller to check, with other work under way.
+    pub(crate) fn open_unverified<'a>(&self, bytes: &'a [u8]) -> Result<(ChunkHeader, Reader<'a>)> {
         limit("bytes of a chunk", self.limits.max_chunk_bytes, bytes.len() as u64)?;
         let header = ChunkHeader::read_from(&mut Reader::new("chunk", bytes))?;
         self.check(&header)?;
-        let mut reader = Reader::new("chunk", unseal("chunk", bytes)?);
+        let mut reader = Reader::new("chunk", split("chunk", bytes)?.0);
         reader.take(ChunkHeader::SIZE)?;
         Ok((header, reader))
     }

@@ -10,6 +10,7 @@ use node::Served;
 use node::failure::{internal, transfer};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tracing::debug;
 use transport::message::Failure;
 
 use crate::session::Session;
@@ -44,6 +45,7 @@ fn import_all(
         let started = Instant::now();
         next = importer.import(&chunk, &mut session.slot.cache, next, session.prompt_tokens)?;
         spent += started.elapsed();
+        debug!(next, "chunk decoded");
     }
     if next != session.prompt_tokens {
         return Err(transfer(format!("only {next} of {} tokens arrived", session.prompt_tokens)));

@@ -146,6 +146,7 @@ impl Intake {
             };
             match frame {
                 Ok(Frame::Data(chunk)) => {
+                    debug!(bytes = chunk.len(), "chunk received");
                     digest.add(&chunk);
                     if chunks.send(chunk).await.is_err() {
                         break None;

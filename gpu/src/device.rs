@@ -30,6 +30,7 @@ impl Device {
         }
         // SAFETY: the crate's two rules about streams and buffers stand in for the tracking; see the crate's documentation.
         unsafe { context.disable_event_tracking() };
+        keep_freed_memory(&context)?;
         Ok(Self { context })
     }
 
@@ -158,6 +159,20 @@ impl Device {
         let free = self.memory().map_or(0, |(free, _)| free);
         Error::OutOfMemory { what: what.into(), bytes, free }
     }
+}
+
+/// Lets the process keep memory that was freed for the next buffer: by default the driver gives it back at every synchronisation, and each
+/// buffer pays for pages anew.
+fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+    let mut pool = std::ptr::null_mut();
+    let mut threshold = u64::MAX;
+    // SAFETY: both calls get places of the types that they ask for.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result()?;
+    }
+    Ok(())
 }
 
 /// cudarc panics when a call needs a library that is not there; a user gets a sentence instead.

@@ -9,6 +9,7 @@ use node::failure::internal;
 use node::prompt::pieces;
 use node::units::ms;
 use tokio::sync::mpsc;
+use tracing::debug;
 use transport::message::{Failure, PrefillStats};
 
 use crate::busy::Busy;
@@ -89,7 +90,10 @@ impl Coder<'_> {
         let chunk = self.codec.encode(part, shifts);
         self.busy.since(started);
         match chunk {
-            Ok(chunk) => self.say(Coded::Chunk(chunk.into())),
+            Ok(chunk) => {
+                debug!(bytes = chunk.len(), "chunk coded");
+                self.say(Coded::Chunk(chunk.into()))
+            }
             Err(failure) => self.fail(failure),
         }
     }

@@ -11,6 +11,7 @@ use node::{Served, StartError};
 use prometheus_client::metrics::counter::Counter;
 use service::Shutdown;
 use tokio::sync::mpsc;
+use tracing::debug;
 use transport::message::{Failure, FailureKind, KvMode};
 
 /// What leaves the engine for one prompt, in this order: blocks or the whole cache, then the end; nothing more after a
@@ -143,6 +144,7 @@ impl Machine {
             computed += started.elapsed();
             self.prompt_tokens.inc_by(range.len() as u64);
             let at = Instant::now();
+            debug!(start = range.start, end = range.end, "chunk of the prompt computed");
             // A receiver that is gone is noticed at the loop's head.
             if job.mode == KvMode::Stream {
                 drop(job.out.try_send(FromEngine::Block(cache.part(range).map_err(internal)?)));

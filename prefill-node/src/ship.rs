@@ -10,7 +10,7 @@ use node::failure::{fail, invalid, transfer};
 use node::sampling::sampling;
 use node::{KvDigest, Served};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{debug, info};
 use transport::message::{
     DecodeTarget, Failure, FailureKind, KvCoding, KvMode, KvReply, KvStream, Prefill, PrefillStats,
 };
@@ -158,6 +158,7 @@ async fn send_all(
                 let started = Instant::now();
                 stream.sender.send_data(chunk).await?;
                 sending.since(started);
+                debug!("chunk sent");
                 next = tokio::select! {
                     item = coded.recv() => item,
                     _ = stream.sender.stopped() => return Err(Broken::Wire(SendError::Closed)),

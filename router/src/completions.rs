@@ -9,7 +9,7 @@ use axum::{Extension, Json};
 use bytes::Bytes;
 use openai::{Choice, Completion, CompletionRequest, Prompt, StopMatcher};
 use tokio::sync::OwnedSemaphorePermit;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use transport::ids::RequestId;
 use transport::message::Sampling;
 use uuid::Uuid;
@@ -127,6 +127,7 @@ async fn begin(app: &App, id: RequestId, request: Request, record: &Record) -> R
         return Err(Error::Internal { reason: "a kind of prompt that this release does not know".into() });
     };
     let token_ids = tokenize(app, text).await?;
+    debug!(tokens = token_ids.len(), "tokenized");
     let prompt_tokens = check_context(app.max_model_len, token_ids.len(), request.max_tokens)?;
     let sampling = Sampling {
         temperature: request.temperature,

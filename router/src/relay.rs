@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use openai::KvOptions;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 use transport::ids::{NodeId, RequestId, Ticket};
 use transport::message::{
     DecodeTarget, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, KvCoding, KvSource, Prefill,
@@ -144,7 +144,10 @@ impl Relay {
         });
         let mut leg = Leg::open(node, &request, self.reserve).await?;
         match leg.recv(Phase::Reserve, self.reserve).await? {
-            FromDecode::Reserved { ticket } => Ok((leg, ticket)),
+            FromDecode::Reserved { ticket } => {
+                debug!("reserved");
+                Ok((leg, ticket))
+            }
             FromDecode::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
             other => Err(unexpected(&leg, &other)),
         }

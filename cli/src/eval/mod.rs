@@ -4,6 +4,8 @@
 //! See docs/evaluation.md for the protocol, the figures and how to reproduce them.
 
 mod body;
+#[cfg(feature = "cuda")]
+mod device;
 mod make;
 mod plot;
 mod report;
@@ -23,6 +25,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ArgGroup;
 use codec::{CodecKind, Coding};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use node::DeviceChoice;
 use node::args::default_model_dir;
 use openai::ChatTemplate;
 use transport::message::KvMode;
@@ -45,6 +48,9 @@ pub struct Args {
     /// Calibrated plan of the model [default: plan.kvtc in the model directory].
     #[arg(long, env = "KVFERRY_PLAN")]
     plan: Option<PathBuf>,
+    /// Where the codec works: cpu, cuda or cuda:N. The model runs on the CPU anyway.
+    #[arg(long, env = "KVFERRY_DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
     /// Questions to ask: JSON lines with `prompt` or `messages`, `answer`, and perhaps `later` questions.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -127,6 +133,7 @@ pub struct Sets {
 /// When model, plan or data cannot be used, or the output cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut subject = Subject::load(&args.model, args.plan.as_deref())?;
+    subject.code_on(args.device)?;
     if args.make_prompts.is_some() || args.make_text.is_some() {
         return make_data(args, &mut subject);
     }

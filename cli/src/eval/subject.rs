@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use codec::{CodecKind, Coding, KvBlock, Limits};
+use codec::{CodecKind, Coding, Encoder, KvBlock, Limits};
 use half::bf16;
 use model::{KvCache, LogitsOf, Sampling, Sequence};
 use node::compute::Received;
 use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, import, pieces};
-use node::{KvDigest, Loaded, PromptPass};
+use node::{DeviceChoice, KvDigest, Loaded, PromptPass};
 use openai::{ChatTemplate, Tokenizer};
 use transport::frame::{HEADER_BYTES, encode_message};
 use transport::ids::Ticket;
@@ -98,6 +98,9 @@ pub struct Subject {
     pub tokenizer: Tokenizer,
     /// Its chat template, where rows with messages are asked.
     pub template: Option<ChatTemplate>,
+    /// The codec's place, where that is not the CPU.
+    #[cfg(feature = "cuda")]
+    device: Option<super::device::DeviceCodec>,
 }
 
 /// A prompt after its pass through the model.
@@ -156,7 +159,30 @@ impl Subject {
     /// When one of them cannot be loaded.
     pub fn load(model: &Path, plan: Option<&Path>) -> anyhow::Result<Self> {
         let loaded = Loaded::load(model, plan, String::new()).context("cannot load the model")?;
-        Ok(Self { loaded, tokenizer: Tokenizer::load(model)?, template: None })
+        Ok(Self {
+            loaded,
+            tokenizer: Tokenizer::load(model)?,
+            template: None,
+            #[cfg(feature = "cuda")]
+            device: None,
+        })
+    }
+
+    /// Lets the codec work where `device` says; the model stays on the CPU.
+    ///
+    /// # Errors
+    /// When the device cannot be used.
+    pub fn code_on(&mut self, device: DeviceChoice) -> anyhow::Result<()> {
+        match device {
+            DeviceChoice::Cpu => Ok(()),
+            #[cfg(feature = "cuda")]
+            DeviceChoice::Cuda(ordinal) => {
+                self.device = Some(super::device::DeviceCodec::new(ordinal, &self.loaded)?);
+                Ok(())
+            }
+            #[cfg(not(feature = "cuda"))]
+            DeviceChoice::Cuda(_) => Err(node::LoadError::NotBuilt.into()),
+        }
     }
 
     /// Runs a prompt as a prefill node does. The cache has room for `room` tokens after it.
@@ -205,21 +231,38 @@ impl Subject {
     }
 
     fn by_codec(&self, coding: Coding, mode: KvMode, prompt: &Prefilled) -> anyhow::Result<Crossed> {
-        let (encoder, decoder) =
-            (self.loaded.encoder(coding, &prompt.ids)?, self.loaded.decoder(Limits::default())?);
+        let encoder = self.loaded.encoder(coding, &prompt.ids)?;
         let exact = prompt.pieces(mode)?;
-        let started = Instant::now();
-        let code = |piece: &Piece| encoder.encode_with_shifts(&piece.block, piece.shifts.as_deref());
-        let chunks = exact.iter().map(code).collect::<codec::Result<Vec<_>>>()?;
-        let encode = started.elapsed();
-        let started = Instant::now();
-        let decoded = chunks.iter().map(|chunk| decoder.decode(chunk)).collect::<codec::Result<Vec<_>>>()?;
-        let decode = started.elapsed();
+        let (chunks, decoded, [encode, decode]) = self.cross(&encoder, coding, &prompt.ids, &exact)?;
         let (layout, body) = (&self.loaded.layout, Body::of(prompt.ids.len()));
         let raw = self.loaded.encoder(Coding::RAW, &prompt.ids)?;
         let body_bytes = body_bytes(layout, &body, &exact, &chunks, &encoder, &raw)?;
         let whole_bytes = stream_bytes(coding, mode, prompt, &chunks)?;
         Ok(Crossed { exact, decoded, whole_bytes, body_bytes, encode, decode })
+    }
+
+    /// Chunks of a prompt's pieces, what they decode to, and how long both took.
+    fn cross(
+        &self,
+        encoder: &Encoder,
+        coding: Coding,
+        ids: &[u32],
+        pieces: &[Piece],
+    ) -> anyhow::Result<(Vec<Vec<u8>>, Vec<KvBlock>, [Duration; 2])> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = &self.device {
+            let crossing = device.cross(&self.loaded, coding, ids, pieces)?;
+            return Ok((crossing.chunks, crossing.decoded, [crossing.encode, crossing.decode]));
+        }
+        let _ = (coding, ids); // the encoder knows both
+        let decoder = self.loaded.decoder(Limits::default())?;
+        let started = Instant::now();
+        let code = |piece: &Piece| encoder.encode_with_shifts(&piece.block, piece.shifts.as_deref());
+        let chunks = pieces.iter().map(code).collect::<codec::Result<Vec<_>>>()?;
+        let encode = started.elapsed();
+        let started = Instant::now();
+        let decoded = chunks.iter().map(|chunk| decoder.decode(chunk)).collect::<codec::Result<Vec<_>>>()?;
+        Ok((chunks, decoded, [encode, started.elapsed()]))
     }
 
     fn by_seed(&self, tier: u8, prompt: &Prefilled) -> anyhow::Result<Crossed> {

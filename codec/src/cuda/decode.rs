@@ -27,6 +27,7 @@ use crate::{
     format::{
         bytes::Reader,
         chunk::{ChunkHeader, CodecId},
+        digest::unseal,
         segments::{self, Segment},
     },
     kvtc::{self, id_range, read_ids, sent_exactly, shifts_of},
@@ -109,7 +110,7 @@ impl CudaDecoder {
             Some(coding) => self.decoder.clone().announced(coding),
             None => self.decoder.clone(),
         };
-        let (header, reader) = decoder.open(bytes)?;
+        let (header, reader) = decoder.open_unverified(bytes)?;
         let place = header.place();
         let tokens = place.first_token..place.first_token + place.tokens;
         codec.check_view(&kv, tokens.end)?;
@@ -117,9 +118,11 @@ impl CudaDecoder {
         let (stream, blocks) = (&self.stream, &mut self.blocks);
         let decoded = match (header.codec, &codec.plan, &mut self.work) {
             (CodecId::Kvtc, Some(plan), Some(work)) => {
-                work.decode(&codec, stream, plan.kvtc(), header, reader, kv)
+                work.decode(&codec, stream, plan.kvtc(), header, (bytes, reader), kv)
             }
-            (CodecId::Raw, ..) => blocks.decode_raw(&codec, stream, &header, reader, kv),
+            (CodecId::Raw, ..) => {
+                unseal("chunk", bytes).and_then(|_| blocks.decode_raw(&codec, stream, &header, reader, kv))
+            }
             _ => blocks.decode(&codec, stream, decoder, bytes, kv, place),
         };
         if decoded.is_err() {
@@ -250,7 +253,7 @@ impl Work {
         stream: &Arc<CudaStream>,
         profile: &KvtcProfile,
         header: ChunkHeader,
-        mut reader: Reader<'_>,
+        (bytes, mut reader): (&[u8], Reader<'_>),
         kv: KvView,
     ) -> Result<()> {
         self.stopwatch.start(&codec.device, stream)?;
@@ -260,6 +263,8 @@ impl Work {
         let segment_bytes = header.segment_bytes as usize;
         let segments = segments::read(&mut reader.clone(), len, segment_bytes)?;
         self.inflate(codec, stream, reader, segment_bytes, len)?;
+        // The device inflates meanwhile, into memory of its own; nothing is written to the pages before the digest is known to be right.
+        unseal("chunk", bytes)?;
         let head = inflate_head(&segments, segment_bytes, parts.ids + parts.shifts)?;
         let job = Job::of(codec, (profile, parts), header, (&head, body_shifts.as_deref()), kv)?;
         self.stopwatch.mark(&codec.device, stream, "inflate")?;

@@ -26,11 +26,18 @@ pub(crate) fn seal(bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(&digest);
 }
 
+/// Cuts off the digest at the end of `bytes` without a look at it.
+pub(crate) fn split<'a>(what: &'static str, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8; DIGEST_BYTES])> {
+    bytes.split_last_chunk::<DIGEST_BYTES>().ok_or(Error::Truncated {
+        what,
+        needed: DIGEST_BYTES as u64,
+        available: bytes.len() as u64,
+    })
+}
+
 /// Checks the digest at the end of `bytes`; the mirror of [`seal`].
 pub(crate) fn unseal<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8]> {
-    let Some((content, stored)) = bytes.split_last_chunk::<DIGEST_BYTES>() else {
-        return Err(Error::Truncated { what, needed: DIGEST_BYTES as u64, available: bytes.len() as u64 });
-    };
+    let (content, stored) = split(what, bytes)?;
     if digest(content) != *stored {
         return Err(Error::corrupt(what, "its digest does not match its bytes"));
     }
