@@ -12,7 +12,7 @@
 // Launch: 256 threads, at most `tiles` blocks, dynamic shared memory as linear_shared() in src/cuda/linear.rs. inputs % 64 == 0, outputs % 8 == 0.
 #include "decode.cuh"
 
-constexpr uint32_t WARPS = 8, STAGES = 12, PIECE = 64, TILE = 8;
+constexpr uint32_t WARPS = 8, STAGES = 8, PIECE = 64, TILE = 8;
 constexpr uint32_t STAGE_VECTORS = 2 * WARP; // 16 bytes each
 
 struct Linear {
@@ -73,24 +73,38 @@ struct Stream {
     }
 };
 
-// x to shared memory, and what each row's sums are multiplied by.
+// What a row's sums are multiplied by; for whole warps.
+__device__ float factor_of(const Linear& l, uint32_t row, uint32_t lane) {
+    if (l.squares == nullptr) return 1.0f;
+    float sum = 0;
+#pragma unroll 8
+    for (uint32_t i = lane; i < l.inputs / 8; i += WARP) sum += __ldcg(l.squares + (size_t)row * (l.inputs / 8) + i);
+    for (uint32_t step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    return rsqrtf(sum / l.inputs + l.eps);
+}
+
+// x, and the rows' factors, to shared memory. Many loads at once: the weights wait for them.
 __device__ void stage_x(const Linear& l, const Smem& s, uint32_t warp, uint32_t lane) {
-    uint32_t per_row = l.inputs / 8;
-    for (uint32_t row = 0; row < l.rows; row++) {
-        const uint4* from = reinterpret_cast<const uint4*>(l.x + (size_t)row * l.inputs);
-        uint4* to = reinterpret_cast<uint4*>(s.x + (size_t)row * (l.inputs + 32));
-#pragma unroll 4
-        for (uint32_t i = threadIdx.x; i < per_row; i += WARPS * WARP) to[i] = __ldcg(from + i);
-    }
-    for (uint32_t row = warp; row < l.rows; row += WARPS) {
-        if (l.squares == nullptr) {
-            if (lane == 0) s.factors[row] = 1.0f;
-            continue;
+    constexpr uint32_t AT_ONCE = 8, THREADS = WARPS * WARP;
+    uint32_t per_row = l.inputs / 8, all = l.rows * per_row;
+    const uint4* from = reinterpret_cast<const uint4*>(l.x);
+    uint4* to = reinterpret_cast<uint4*>(s.x);
+    for (uint32_t start = threadIdx.x; start < all || start < THREADS; start += AT_ONCE * THREADS) {
+        uint4 vectors[AT_ONCE];
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++)
+            if (start + j * THREADS < all) vectors[j] = __ldcg(from + start + j * THREADS);
+        if (start < THREADS) {
+            for (uint32_t row = warp; row < l.rows; row += WARPS) {
+                float factor = factor_of(l, row, lane);
+                if (lane == 0) s.factors[row] = factor;
+            }
         }
-        float sum = 0;
-        for (uint32_t i = lane; i < per_row; i += WARP) sum += __ldcg(l.squares + (size_t)row * per_row + i);
-        for (uint32_t step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        if (lane == 0) s.factors[row] = rsqrtf(sum / l.inputs + l.eps);
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            uint32_t i = start + j * THREADS;
+            if (i < all) to[i + i / per_row * 4] = vectors[j];
+        }
     }
     __syncthreads();
 }

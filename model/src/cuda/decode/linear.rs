@@ -13,8 +13,8 @@ const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_linear.fa
 const THREADS: usize = 256;
 /// Weight rows of a tile.
 const TILE: usize = 8;
-/// Bytes of the ring that weights flow through: 8 warps, 12 stages, 1 KiB.
-const RING: usize = 8 * 12 * 1024;
+/// Bytes of the ring that weights flow through: 8 warps, 8 stages, 1 KiB.
+const RING: usize = 8 * 8 * 1024;
 /// Bytes of two sets of sums, 8 warps, per 8 rows, and of 16 factors.
 const SUMS: usize = 2 * 8 * 8 * TILE * 4;
 const FACTORS: usize = 64;
@@ -171,9 +171,9 @@ impl LinearKernels {
             gate: pair("gate")?,
             add: pair("add")?,
             head: pair("head")?,
-            multiprocessors: device.multiprocessors()?,
+            multiprocessors: device.multiprocessors()? * std::env::var("BLOCKS").map_or(1, |v| v.parse().unwrap_or(1)),
             shared,
-            early: device.launches_early()?,
+            early: device.launches_early()? && std::env::var_os("LATE").is_none(),
         })
     }
 
