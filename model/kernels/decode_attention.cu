@@ -3,7 +3,7 @@
 // KV head in turn, its 4 warps 16 tokens each in turn, with an online softmax (Milakov and Gimelshein) of their own. Whichever block finishes
 // a session's last share combines all of them, in their order: the result does not depend on who was first.
 //
-// Launch: 128 threads, grid (any, kv_heads), dynamic shared memory as attention_shared() in src/cuda/attention.rs. head_dim 64 or 128,
+// Launch: 128 threads, grid (any, kv_heads), dynamic shared memory as in src/cuda/decode/attention.rs. head_dim 64 or 128,
 // at most 8 query heads per KV head; shares start on multiples of 64 tokens and only the last one holds the new token.
 #include "decode.cuh"
 

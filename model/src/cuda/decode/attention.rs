@@ -63,7 +63,7 @@ impl DecodeAttention {
             function: kernels.function_with_shared(&name, shared)?,
             shared,
             blocks: (device.multiprocessors()? * BLOCKS_PER_MULTIPROCESSOR).div_ceil(config.kv_heads),
-            early: device.launches_early()? && std::env::var_os("LATE").is_none(),
+            early: device.launches_early()?,
         })
     }
 
