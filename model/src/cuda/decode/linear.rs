@@ -109,24 +109,24 @@ unsafe impl DeviceRepr for Head {}
 /// What follows a product.
 pub(crate) trait After: DeviceRepr + Copy {
     /// The same for the rows from `row` on; a row has `outputs` outputs of the product.
-    fn from_row(self, row: usize, outputs: usize) -> Self;
+    fn at_row(self, row: usize, outputs: usize) -> Self;
 }
 
 impl After for Attend {
-    fn from_row(self, row: usize, _: usize) -> Self {
+    fn at_row(self, row: usize, _: usize) -> Self {
         let queries = (row * self.heads as usize * self.kv.head_dim as usize * 4) as u64;
         Self { step: self.step + (row * 16) as u64, queries: self.queries + queries, ..self }
     }
 }
 
 impl After for Gate {
-    fn from_row(self, row: usize, outputs: usize) -> Self {
+    fn at_row(self, row: usize, outputs: usize) -> Self {
         Self { out: self.out + (row * outputs) as u64 }
     }
 }
 
 impl After for Residual {
-    fn from_row(self, row: usize, outputs: usize) -> Self {
+    fn at_row(self, row: usize, outputs: usize) -> Self {
         let elements = (row * outputs) as u64;
         Self {
             x: self.x + elements * 4,
@@ -138,7 +138,7 @@ impl After for Residual {
 }
 
 impl After for Head {
-    fn from_row(self, row: usize, outputs: usize) -> Self {
+    fn at_row(self, row: usize, outputs: usize) -> Self {
         let logits = self.logits + (row * outputs * 4) as u64;
         Self { logits, tokens: self.tokens + (row * 4) as u64, ..self }
     }
@@ -248,7 +248,7 @@ impl LinearKernels {
                 shared: RING + SUMS + FACTORS + count * (inputs + PADDING) * 2,
                 early: self.early,
             };
-            let after = after.from_row(row, outputs);
+            let after = after.at_row(row, outputs);
             // SAFETY: the structs are the kernel's, and their buffers have the shapes that these say.
             unsafe { launch.queue(&self.stream, &[Argument::of(&linear), Argument::of(&after)]) }?;
         }
