@@ -5,13 +5,16 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::{result, sys};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys::CUdeviceptr};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys as driver, sys::CUdeviceptr};
 
 use crate::device::Device;
 use crate::error::{Error, Result};
 
 /// What NVIDIA recommends for Hopper; it lets products be split along their inner dimension.
 const WORKSPACE: usize = 32 << 20;
+/// Algorithms that are tried where a shape is tuned, and times that each runs.
+const CANDIDATES: usize = 12;
+const TRIALS: usize = 4;
 /// `CUBLAS_OP_N` and `CUBLAS_OP_T`, which the bindings of cuBLASLt lack.
 const AS_IT_IS: i32 = 0;
 const TRANSPOSED: i32 = 1;
@@ -81,6 +84,8 @@ struct Prepared {
     description: sys::cublasLtMatmulDesc_t,
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
+    /// What else was offered, until the best is known.
+    others: Vec<sys::cublasLtMatmulAlgo_t>,
 }
 
 /// Products on one stream. Descriptions and algorithms of a shape are found once and kept.
@@ -122,17 +127,59 @@ impl Gemm {
         if product.m == 0 || product.n == 0 {
             return Ok(());
         }
-        let key = Key {
-            dimensions: [product.m, product.n, product.k],
-            strides: [product.a.stride, product.b.stride, product.out.stride],
-            elements: [product.a.element, product.b.element, product.out.element],
-            flags: [product.b_is_transposed, product.accumulate],
-        };
+        let key = key(product);
         if !self.prepared.contains_key(&key) {
-            let prepared = self.prepare(product)?;
+            let prepared = self.prepare(product, 1)?;
             self.prepared.insert(key, prepared);
         }
-        let prepared = &self.prepared[&key];
+        // SAFETY: the caller vouches for the operands.
+        unsafe { self.run(product, &self.prepared[&key]) }
+    }
+
+    /// Tries what cuBLASLt offers for a product and keeps what is quickest for all later ones of its shape. What `out` holds is lost; this
+    /// waits for the device.
+    ///
+    /// # Safety
+    /// As [`Self::multiply`].
+    ///
+    /// # Errors
+    /// As [`Self::multiply`].
+    pub unsafe fn tune(&mut self, product: &Product) -> Result<()> {
+        let key = key(product);
+        if let Some(known) = self.prepared.remove(&key) {
+            destroy(&known);
+        }
+        let mut prepared = self.prepare(product, CANDIDATES)?;
+        let mut best = f32::INFINITY;
+        for algorithm in std::mem::take(&mut prepared.others) {
+            let tried = Prepared { algorithm, others: Vec::new(), ..prepared };
+            // SAFETY: the caller vouches for the operands.
+            let Ok(ms) = (unsafe { self.time(product, &tried) }) else { continue };
+            if ms < best {
+                (best, prepared.algorithm) = (ms, algorithm);
+            }
+        }
+        self.prepared.insert(key, prepared);
+        Ok(())
+    }
+
+    /// Milliseconds of one product, the least of a few; the first warms up.
+    unsafe fn time(&self, product: &Product, prepared: &Prepared) -> Result<f32> {
+        let event = || self.stream.record_event(Some(driver::CUevent_flags::CU_EVENT_DEFAULT));
+        let mut least = f32::INFINITY;
+        for trial in 0..TRIALS {
+            let start = event()?;
+            // SAFETY: the caller vouches for the operands.
+            unsafe { self.run(product, prepared) }?;
+            let ms = start.elapsed_ms(&event()?)?;
+            if trial > 0 {
+                least = least.min(ms);
+            }
+        }
+        Ok(least)
+    }
+
+    unsafe fn run(&self, product: &Product, prepared: &Prepared) -> Result<()> {
         let (alpha, beta) = (1f32, if product.accumulate { 1f32 } else { 0f32 });
         let pointer = |operand: &Operand| operand.pointer as *const c_void;
         let [b_layout, a_layout, out_layout] = prepared.layouts;
@@ -161,7 +208,7 @@ impl Gemm {
         .map_err(blas)
     }
 
-    fn prepare(&self, p: &Product) -> Result<Prepared> {
+    fn prepare(&self, p: &Product, candidates: usize) -> Result<Prepared> {
         let description = result::create_matmul_desc(
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cudaDataType_t::CUDA_R_32F,
@@ -200,11 +247,45 @@ impl Gemm {
                 size_of::<usize>(),
             )
             .map_err(blas)?;
-            let [b, a, out] = layouts;
-            let found =
-                result::get_matmul_algo_heuristic(self.handle, description, b, a, out, out, preference);
+            let found = self.algorithms(description, layouts, preference, candidates);
             result::destroy_matmul_pref(preference).map_err(blas)?;
-            Ok(Prepared { description, layouts, algorithm: found.map_err(blas)?.algo })
+            let others = found?;
+            Ok(Prepared { description, layouts, algorithm: others[0], others })
+        }
+    }
+
+    /// What cuBLASLt would take, what it thinks best first; at least one and at most `count`.
+    unsafe fn algorithms(
+        &self,
+        description: sys::cublasLtMatmulDesc_t,
+        [b, a, out]: [sys::cublasLtMatrixLayout_t; 3],
+        preference: sys::cublasLtMatmulPreference_t,
+        count: usize,
+    ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
+        let mut found: Vec<sys::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(count);
+        let mut written = 0;
+        // SAFETY: there is room for `count` results, and as many are there as the call says.
+        unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                description,
+                b,
+                a,
+                out,
+                out,
+                preference,
+                count as i32,
+                found.as_mut_ptr(),
+                &raw mut written,
+            )
+            .result()
+            .map_err(blas)?;
+            found.set_len(written as usize);
+        }
+        found.retain(|one| one.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        match found.is_empty() {
+            true => Err(Error::Blas("no algorithm for a product of this shape".into())),
+            false => Ok(found.into_iter().map(|one| one.algo).collect()),
         }
     }
 }
@@ -214,12 +295,29 @@ impl Drop for Gemm {
         // SAFETY: all of them were made by this value and nothing else holds them. A failure to free cannot be answered.
         unsafe {
             for prepared in self.prepared.values() {
-                _ = result::destroy_matmul_desc(prepared.description);
-                for layout in prepared.layouts {
-                    _ = result::destroy_matrix_layout(layout);
-                }
+                destroy(prepared);
             }
             _ = result::destroy_handle(self.handle);
+        }
+    }
+}
+
+fn key(product: &Product) -> Key {
+    Key {
+        dimensions: [product.m, product.n, product.k],
+        strides: [product.a.stride, product.b.stride, product.out.stride],
+        elements: [product.a.element, product.b.element, product.out.element],
+        flags: [product.b_is_transposed, product.accumulate],
+    }
+}
+
+/// Frees a shape's descriptions, which nothing may use any more. A failure to free cannot be answered.
+fn destroy(prepared: &Prepared) {
+    // SAFETY: they were made for this value alone; work in flight holds none of them.
+    unsafe {
+        _ = result::destroy_matmul_desc(prepared.description);
+        for layout in prepared.layouts {
+            _ = result::destroy_matrix_layout(layout);
         }
     }
 }

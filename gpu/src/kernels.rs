@@ -35,6 +35,17 @@ impl Kernels {
         self.module.load_function(name).map_err(refused)
     }
 
+    /// Whether what runs of the kernel of this name was compiled for Hopper's own instructions, not for any card.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when there is none.
+    pub fn is_for_hopper(&self, name: &str) -> Result<bool> {
+        let attribute = |which| Ok::<_, Error>(self.function(name)?.get_attribute(which)?);
+        let compiled_for = attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?;
+        let runs_on = attribute(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?;
+        Ok(compiled_for == 90 && runs_on == 90)
+    }
+
     /// The kernel of this name, to be launched with `bytes` of dynamic shared memory.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ mod gemm;
 mod graph;
 mod kernels;
 mod launch;
+mod page_map;
 mod pages;
 mod pinned;
 
@@ -30,5 +31,6 @@ pub use gemm::{Element, Gemm, Operand, Product};
 pub use graph::Graph;
 pub use kernels::Kernels;
 pub use launch::{Argument, Launch};
+pub use page_map::PageMap;
 pub use pages::{KvPages, KvPool, KvShape, KvView, PAGE_TOKENS};
 pub use pinned::Pinned;

@@ -28,6 +28,10 @@ fn main() -> Result<(), Failure> {
         let ids: Vec<u32> = (0..tokens).map(|i| (i * 7919 % vocab) as u32).collect();
         let mut cache = CudaCache::new(&pool, model.stream(), tokens)?;
         measure(&mut model, &mut cache, &ids)?;
+        let began = Instant::now();
+        model.tune(tokens)?;
+        println!("tuned in {:.2} s", began.elapsed().as_secs_f64());
+        measure(&mut model, &mut cache, &ids)?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 // way to shared memory meanwhile.
 #include "kv_pages.cuh"
 #include "mma.cuh"
+#include "prompt.cuh"
 
 constexpr uint32_t QUERIES = 128, THREADS = 256;
 
@@ -110,27 +111,44 @@ __device__ __forceinline__ void soften(float (&scores)[8][4], float (&top)[2], f
     }
 }
 
+// Results over their sums, and the sums' logarithms, to memory.
 template <uint32_t DIM>
-__device__ __forceinline__ void attend(const __nv_bfloat16* qkv, uint32_t heads, uint32_t tokens, uint32_t position, uint32_t layer,
-                                       const KvView& kv, __nv_bfloat16* out, float* lse) {
+__device__ __forceinline__ void store(const Prompt& prompt, const float (&result)[DIM / 8][4], const float (&top)[2], float (&sum)[2],
+                                      uint32_t head, uint32_t row, float scale) {
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (uint32_t half = 0; half < 2; ++half) {
+        sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
+        sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
+        const uint32_t at = row + g + half * 8;
+        if (at >= prompt.tokens) continue;
+        const float factor = 1.0f / sum[half];
+        uint32_t* to = reinterpret_cast<uint32_t*>(prompt.out + ((size_t)at * prompt.heads + head) * DIM) + t;
+#pragma unroll
+        for (uint32_t tile = 0; tile < DIM / 8; ++tile) to[tile * 4] = pack(result[tile][half * 2] * factor, result[tile][half * 2 + 1] * factor);
+        if (t == 0) prompt.lse[(size_t)head * prompt.tokens + at] = top[half] * scale + log2f(sum[half]);
+    }
+}
+
+template <uint32_t DIM>
+__device__ __forceinline__ void attend(const Prompt& prompt, const KvView& kv) {
     extern __shared__ __align__(128) uint8_t shared[];
     constexpr uint32_t PAGE_BYTES = PAGE_TOKENS * DIM * 2;
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     // The longest blocks first; heads that share keys beside each other.
-    const uint32_t head = blockIdx.x, kv_head = head / (heads / kv.kv_heads);
+    const uint32_t head = blockIdx.x, kv_head = head / (prompt.heads / kv.kv_heads);
     const uint32_t block_row = (gridDim.y - 1 - blockIdx.y) * QUERIES, row = block_row + threadIdx.x / 32 * 16;
-    const uint32_t end = min(position + min(block_row + QUERIES, tokens), kv.pages * PAGE_TOKENS);
+    const uint32_t end = min(prompt.position + min(block_row + QUERIES, prompt.tokens), kv.pages * PAGE_TOKENS);
     const float scale = 1.44269504f * rsqrtf((float)DIM);
     uint32_t q[DIM / 16][4];
-    const size_t stride = (size_t)(heads + 2 * kv.kv_heads) * DIM;
-    load_queries<DIM>(q, qkv + (size_t)head * DIM, stride, row, tokens);
+    const size_t stride = (size_t)(prompt.heads + 2 * kv.kv_heads) * DIM;
+    load_queries<DIM>(q, prompt.qkv + (size_t)head * DIM, stride, row, prompt.tokens);
     float result[DIM / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
     const uint32_t pages = (end + PAGE_TOKENS - 1) / PAGE_TOKENS;
     auto start = [&](uint32_t page) {
         const uint32_t to = shared_address(shared) + page % 2 * 2 * PAGE_BYTES, at = kv.table[page];
-        load_page<DIM>(to, kv_page(kv, layer, 0, at, kv_head), end - page * PAGE_TOKENS);
-        load_page<DIM>(to + PAGE_BYTES, kv_page(kv, layer, 1, at, kv_head), end - page * PAGE_TOKENS);
+        load_page<DIM>(to, kv_page(kv, prompt.layer, 0, at, kv_head), end - page * PAGE_TOKENS);
+        load_page<DIM>(to + PAGE_BYTES, kv_page(kv, prompt.layer, 1, at, kv_head), end - page * PAGE_TOKENS);
         commit_copies();
     };
     start(0);
@@ -139,37 +157,18 @@ __device__ __forceinline__ void attend(const __nv_bfloat16* qkv, uint32_t heads,
         __syncthreads();
         if (page + 1 < pages) start(page + 1);
         const uint32_t keys = shared_address(shared) + page % 2 * 2 * PAGE_BYTES;
-        const int32_t seen = (int32_t)(position + row + 1) - (int32_t)(page * PAGE_TOKENS);
+        const int32_t seen = (int32_t)(prompt.position + row + 1) - (int32_t)(page * PAGE_TOKENS);
         if (seen + 15 <= 0) continue;
         float scores[8][4];
         multiply_keys<DIM>(scores, q, keys);
-        if (seen < (int32_t)PAGE_TOKENS) hide_later_keys(scores, seen + (int32_t)g);
+        if (seen < (int32_t)PAGE_TOKENS) hide_later_keys(scores, seen + (int32_t)(threadIdx.x % 32 / 4));
         soften<DIM>(scores, top, sum, result, scale);
         multiply_values<DIM>(result, scores, keys + PAGE_BYTES);
     }
-#pragma unroll
-    for (uint32_t half = 0; half < 2; ++half) {
-        sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
-        sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
-        const uint32_t at = row + g + half * 8;
-        if (at >= tokens) continue;
-        const float factor = 1.0f / sum[half];
-        uint32_t* to = reinterpret_cast<uint32_t*>(out + ((size_t)at * heads + head) * DIM) + t;
-#pragma unroll
-        for (uint32_t tile = 0; tile < DIM / 8; ++tile) to[tile * 4] = pack(result[tile][half * 2] * factor, result[tile][half * 2 + 1] * factor);
-        if (t == 0) lse[(size_t)head * tokens + at] = top[half] * scale + log2f(sum[half]);
-    }
+    store<DIM>(prompt, result, top, sum, head, row, scale);
 }
 
-// out [tokens, heads, head_dim]; lse [heads, tokens], base-2 logarithms of the softmax's denominators. The queries are the first of
-// qkv [tokens, heads + 2 * kv_heads, head_dim] and stand at `position` and after; their keys are in the pages already. Grid (heads,
-// tokens / 128), dynamic shared memory for two pages of keys and values.
-extern "C" __global__ void __launch_bounds__(THREADS) attend_64(const __nv_bfloat16* qkv, uint32_t heads, uint32_t tokens, uint32_t position,
-                                                                uint32_t layer, KvView kv, __nv_bfloat16* out, float* lse) {
-    attend<64>(qkv, heads, tokens, position, layer, kv, out, lse);
-}
+// Attention of a prompt's queries, see Prompt. Grid (heads, tokens / 128), dynamic shared memory for two pages of keys and of values.
+extern "C" __global__ void __launch_bounds__(THREADS) attend_64(Prompt prompt, KvView kv) { attend<64>(prompt, kv); }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attend_128(const __nv_bfloat16* qkv, uint32_t heads, uint32_t tokens, uint32_t position,
-                                                                 uint32_t layer, KvView kv, __nv_bfloat16* out, float* lse) {
-    attend<128>(qkv, heads, tokens, position, layer, kv, out, lse);
-}
+extern "C" __global__ void __launch_bounds__(THREADS) attend_128(Prompt prompt, KvView kv) { attend<128>(prompt, kv); }

@@ -2,7 +2,10 @@
 #include "kv_pages.cuh"
 #include "mma.cuh"
 
-constexpr uint32_t THREADS = 128, QUERIES = 64;
+constexpr uint32_t THREADS = 128;
+// Queries that meet the keys together; two tiles of them fit into 32 KiB.
+template <uint32_t DIM>
+constexpr uint32_t QUERIES = 64 * 128 / DIM;
 
 // Where the queries that count lie: rows of qkv [.., heads + 2 * kv_heads, head_dim] from its first one on, `count` of them, standing at
 // `position` and after; their sums are those of lse [heads, lse_stride] from its first element on.
@@ -17,14 +20,14 @@ template <uint32_t DIM>
 __device__ __forceinline__ void load_tile(uint8_t* queries, float* sums, const Counted& c, size_t stride, uint32_t head, uint32_t first) {
     constexpr uint32_t PARTS = DIM / 8;
 #pragma unroll
-    for (uint32_t i = threadIdx.x; i < QUERIES * PARTS; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < QUERIES<DIM> * PARTS; i += THREADS) {
         const uint32_t row = i / PARTS, part = i % PARTS;
         const bool valid = first + row < c.count;
         const __nv_bfloat16* from = c.qkv + (valid ? first + row : 0) * stride + head * DIM + part * 8;
         copy_async(shared_address(queries) + swizzled<PARTS>(row, part), from, valid);
     }
     commit_copies();
-    if (threadIdx.x < QUERIES) {
+    if (threadIdx.x < QUERIES<DIM>) {
         const uint32_t row = first + threadIdx.x;
         sums[threadIdx.x] = row < c.count ? c.lse[(size_t)head * c.lse_stride + row] : INFINITY;
     }
@@ -35,8 +38,8 @@ template <uint32_t DIM>
 __device__ __forceinline__ void add_tile(float (&totals)[2][2], const uint32_t (&keys)[DIM / 16][4], uint32_t key, uint32_t queries,
                                          const float* sums, uint32_t position, uint32_t first_nearest, float scale) {
     const uint32_t lane = threadIdx.x % 32, t = lane % 4;
-#pragma unroll
-    for (uint32_t pair = 0; pair < QUERIES / 16; ++pair) {
+#pragma unroll 4
+    for (uint32_t pair = 0; pair < QUERIES<DIM> / 16; ++pair) {
         float scores[2][4] = {};
 #pragma unroll
         for (uint32_t step = 0; step < DIM / 16; ++step) {
@@ -60,15 +63,15 @@ __device__ __forceinline__ void add_tile(float (&totals)[2][2], const uint32_t (
 
 template <uint32_t DIM>
 __device__ __forceinline__ void add_received(const Counted& c, const KvView& kv, float weight, uint32_t prompt_tokens, float* sums) {
-    __shared__ __align__(128) uint8_t queries[2][QUERIES * DIM * 2];
-    __shared__ float tile_sums[2][QUERIES];
+    __shared__ __align__(128) uint8_t queries[2][QUERIES<DIM> * DIM * 2];
+    __shared__ float tile_sums[2][QUERIES<DIM>];
     const uint32_t page = blockIdx.x, kv_head = blockIdx.y, group = c.heads / kv.kv_heads;
     if (page >= kv.pages) return;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t first_key = threadIdx.x / 32 * 16, key = page * PAGE_TOKENS + first_key + g;
     const size_t stride = (size_t)(c.heads + 2 * kv.kv_heads) * DIM;
     const float scale = 1.44269504f * rsqrtf((float)DIM);
-    const uint32_t tiles = (c.count + QUERIES - 1) / QUERIES, all = tiles * group;
+    const uint32_t tiles = (c.count + QUERIES<DIM> - 1) / QUERIES<DIM>, all = tiles * group;
     load_tile<DIM>(queries[0], tile_sums[0], c, stride, kv_head * group, 0);
     uint32_t keys[DIM / 16][4];
     const __nv_bfloat16* rows = kv_page(kv, c.layer, 0, kv.table[page], kv_head) + (first_key + g) * DIM;
@@ -83,8 +86,8 @@ __device__ __forceinline__ void add_received(const Counted& c, const KvView& kv,
         __syncthreads();
         const uint32_t next = i + 1;
         if (next < all)
-            load_tile<DIM>(queries[next % 2], tile_sums[next % 2], c, stride, kv_head * group + next / tiles, next % tiles * QUERIES);
-        add_tile<DIM>(totals, keys, key, shared_address(queries[i % 2]), tile_sums[i % 2], c.position + i % tiles * QUERIES,
+            load_tile<DIM>(queries[next % 2], tile_sums[next % 2], c, stride, kv_head * group + next / tiles, next % tiles * QUERIES<DIM>);
+        add_tile<DIM>(totals, keys, key, shared_address(queries[i % 2]), tile_sums[i % 2], c.position + i % tiles * QUERIES<DIM>,
                       c.first_nearest, scale);
     }
 #pragma unroll

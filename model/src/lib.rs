@@ -4,6 +4,8 @@
 //! candle reads and widens the weights, the `gemm` crate multiplies. candle-transformers' Llama is the oracle in the
 //! tests, beside golden values from Hugging Face Transformers.
 //!
+//! With the feature `cuda` there is the same model on an NVIDIA GPU, `CudaLlama`; the CPU's is its reference.
+//!
 //! The cache is bf16 at rest on every path, so that a cache that crossed the wire losslessly gives the same tokens as
 //! one that never left.
 #![deny(unsafe_code)]

@@ -1,10 +1,13 @@
 //! The prompt pass on the device against the CPU's, with the embedded model. Needs a GPU.
+#![allow(unsafe_code, reason = "a vocabulary writes where it is told to")]
+#![allow(clippy::print_stdout, reason = "a test on a card says what it measured")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Device as CandleDevice};
+use candle_core::{DType, Device as CandleDevice, Tensor};
 use gpu::{Device, KvPool};
 use half::bf16;
 use model::{
@@ -12,9 +15,11 @@ use model::{
     Sequence,
 };
 
-/// Logits of the embedded model reach 20. bf16 keeps 8 bits of the activations between the products, 1 in 512 each, and its 8 blocks add
-/// up about 50 such roundings: so much may a logit differ.
-const TOLERANCE: f32 = 0.25;
+/// bf16 keeps 8 bits of what goes from product to product, so each of these is off by up to 1 in 512, and the 8 blocks add up some 50 such
+/// roundings: 1 in 100 of the logits' spread of about 5 is what a logit is off by, and of the twelve million that are compared, one may be
+/// off by eight times as much.
+const TYPICAL: f32 = 0.05;
+const TOLERANCE: f32 = 0.4;
 
 fn model_dir() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama")
@@ -50,6 +55,16 @@ fn cpu_logits(tokens: &[u32], which: LogitsOf, received: Option<&mut ReceivedAtt
     cpu().forward(&mut [Sequence { cache: &mut cache, tokens, received }], which).unwrap()
 }
 
+fn root_mean_square(x: impl ExactSizeIterator<Item = f32>) -> f32 {
+    let count = x.len() as f64;
+    (x.map(|x| f64::from(x).powi(2)).sum::<f64>() / count).sqrt() as f32
+}
+
+fn typical_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    root_mean_square(a.iter().zip(b).map(|(a, b)| a - b))
+}
+
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().all(|x| x.is_finite()), "not a number among the values");
@@ -74,6 +89,7 @@ fn logits_equal_the_cpus_at_every_position() {
         let mut cache = cache(&model, n);
         let logits = model.every_logits(&mut cache, &tokens).unwrap();
         let difference = largest_difference(&logits, &expected);
+        let typical = typical_difference(&logits, &expected);
         let (mut sure, mut equal) = (0, 0);
         let vocab = model.config().vocab_size;
         for (ours, theirs) in logits.chunks_exact(vocab).zip(expected.chunks_exact(vocab)) {
@@ -82,8 +98,10 @@ fn logits_equal_the_cpus_at_every_position() {
                 equal += usize::from(Sampling::GREEDY.draw(ours, 0) == Sampling::GREEDY.draw(theirs, 0));
             }
         }
-        println!("{n} tokens: largest difference {difference}, {equal} of {sure} sure tokens equal");
-        assert!(difference <= TOLERANCE, "{n} tokens: {difference}");
+        println!(
+            "{n} tokens: differ by {typical}, at most {difference}, {equal} of {sure} sure tokens equal"
+        );
+        assert!(typical <= TYPICAL && difference <= TOLERANCE, "{n} tokens: {typical}, {difference}");
         assert!(equal == sure && sure > n / 2, "{equal} of {sure}");
     }
 }
@@ -95,6 +113,7 @@ fn the_last_logits_are_those_of_every_chunking() {
     for chunk in [8192, 1024, 999, 65] {
         let mut model = load(chunk);
         let mut cache = cache(&model, tokens.len());
+        model.tune(chunk).unwrap();
         model.prefill(&mut cache, tokens, None).unwrap();
         assert_eq!(cache.len(), tokens.len());
         let logits = model.logits().unwrap();
@@ -116,7 +135,7 @@ fn greedy_tokens_equal_the_cpus_where_it_is_sure() {
     model.prefill(&mut cache, &golden[..prompt_len], None).unwrap();
     let mut sure = 0;
     for at in prompt_len..golden.len() {
-        if margin(rows[at - 1]) > TOLERANCE {
+        if margin(rows[at - 1]) > 2.0 * TOLERANCE {
             sure += 1;
             assert_eq!(model.greedy().unwrap(), golden[at], "token {at}");
         }
@@ -148,6 +167,83 @@ fn received_attention_equals_the_cpus_whatever_the_chunks() {
             println!("chunks of {chunk}: {apart} of {total} elsewhere");
             assert!(apart < 0.01 * total, "chunks of {chunk}: {apart} of {total} elsewhere");
         }
+    }
+}
+
+/// Heads of 128 elements, three of them to a key head, widths that no tile divides, an output projection of its own.
+const WIDE_HEADS: &str = r#"{"model_type":"llama","hidden_act":"silu","hidden_size":328,"intermediate_size":520,"vocab_size":1000,
+    "num_hidden_layers":3,"num_attention_heads":6,"num_key_value_heads":2,"head_dim":128,"rms_norm_eps":1e-5,"rope_theta":10000.0,
+    "max_position_embeddings":512,"tie_word_embeddings":false,"eos_token_id":1}"#;
+
+fn write_wide_heads(dir: &Path, dtype: DType) {
+    let mut tensors = HashMap::new();
+    let mut add = |name: String, shape: &[usize], mean: f32| {
+        let tensor =
+            Tensor::randn(mean, 0.08f32, shape, &CandleDevice::Cpu).unwrap().to_dtype(dtype).unwrap();
+        tensors.insert(name, tensor);
+    };
+    add("model.embed_tokens.weight".into(), &[1000, 328], 0.0);
+    add("lm_head.weight".into(), &[1000, 328], 0.0);
+    add("model.norm.weight".into(), &[328], 1.0);
+    for layer in 0..3 {
+        for (name, shape) in [
+            ("self_attn.q_proj", vec![768, 328]),
+            ("self_attn.k_proj", vec![256, 328]),
+            ("self_attn.v_proj", vec![256, 328]),
+            ("self_attn.o_proj", vec![328, 768]),
+            ("mlp.gate_proj", vec![520, 328]),
+            ("mlp.up_proj", vec![520, 328]),
+            ("mlp.down_proj", vec![328, 520]),
+            ("input_layernorm", vec![328]),
+            ("post_attention_layernorm", vec![328]),
+        ] {
+            let mean = if shape.len() == 1 { 1.0 } else { 0.0 };
+            add(format!("model.layers.{layer}.{name}.weight"), &shape, mean);
+        }
+    }
+    std::fs::write(dir.join("config.json"), WIDE_HEADS).unwrap();
+    candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn other_shapes_and_types_of_weights_equal_the_cpus() {
+    let device = Device::open(0).unwrap();
+    let tokens: Vec<u32> = (0..301).map(|i| (i * 37 + i * i * 11) % 1000).collect();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let dir = tempfile::tempdir().unwrap();
+        write_wide_heads(dir.path(), dtype);
+        let reference = Llama::load(dir.path()).unwrap();
+        let mut kept = KvCache::<bf16>::new(reference.config(), tokens.len());
+        let mut counted = ReceivedAttention::of_last(200, 50, tokens.len());
+        let sequence = Sequence { cache: &mut kept, tokens: &tokens, received: Some(&mut counted) };
+        let expected = reference.forward(&mut [sequence], LogitsOf::LastToken).unwrap();
+        let mut model = CudaLlama::load(&device, dir.path(), 160).unwrap();
+        assert_eq!(model.fingerprint(), reference.fingerprint());
+        let mut cache = cache(&model, tokens.len());
+        let mut received = CudaReceived::of_last(&model, 200, 50, tokens.len()).unwrap();
+        model.prefill(&mut cache, &tokens, Some(&mut received)).unwrap();
+        let off = typical_difference(&model.logits().unwrap(), &expected)
+            / root_mean_square(expected.iter().copied());
+        let received = received.into_host().unwrap();
+        let elsewhere = largest_difference(&received.earlier, &counted.earlier);
+        println!("{dtype:?}: logits off by {off}, attention received by {elsewhere}");
+        // Weights of f32 and f16 are rounded too, which the CPU's are not.
+        assert!(off < 0.06, "{dtype:?}: {off}");
+        assert!(elsewhere < 0.3, "{dtype:?}: {elsewhere} of some {}", counted.earlier[0]);
+    }
+}
+
+#[test]
+fn models_that_the_kernels_are_not_made_for_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(0).unwrap();
+    for (from, to, word) in [
+        ("\"head_dim\":128", "\"head_dim\":96", "head_dim is 96"),
+        ("\"hidden_size\":328", "\"hidden_size\":332", "hidden_size is 332"),
+    ] {
+        std::fs::write(dir.path().join("config.json"), WIDE_HEADS.replace(from, to)).unwrap();
+        let error = CudaLlama::load(&device, dir.path(), 64).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
     }
 }
 

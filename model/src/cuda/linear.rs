@@ -28,21 +28,49 @@ pub(crate) fn linear<T: Output>(
     out: &mut CudaViewMut<'_, T>,
     accumulate: bool,
 ) -> Result<()> {
+    let product = product(stream, weights, x, out, accumulate);
+    // SAFETY: the buffers have these shapes, and their memory goes back in the order of this stream.
+    Ok(unsafe { gemm.multiply(&product) }?)
+}
+
+/// Finds the quickest way for [`linear`] calls of this shape; what `out` holds is lost.
+pub(crate) fn tune<T: Output>(
+    gemm: &mut Gemm,
+    stream: &CudaStream,
+    weights: &Matrix,
+    x: &CudaView<'_, bf16>,
+    out: &mut CudaViewMut<'_, T>,
+    accumulate: bool,
+) -> Result<()> {
+    let product = product(stream, weights, x, out, accumulate);
+    // SAFETY: the buffers have these shapes, and their memory goes back in the order of this stream.
+    Ok(unsafe { gemm.tune(&product) }?)
+}
+
+/// Rows that products of `rows` rows are made with: so that the many lengths of prompts come to few shapes, each of which cuBLASLt has to
+/// be asked about. A tile of its kernels has no fewer rows anyway.
+pub(crate) fn padded(rows: usize) -> usize {
+    if rows <= 64 { rows } else { rows.next_multiple_of(128) }
+}
+
+fn product<T: Output>(
+    stream: &CudaStream,
+    weights: &Matrix,
+    x: &CudaView<'_, bf16>,
+    out: &mut CudaViewMut<'_, T>,
+    accumulate: bool,
+) -> Product {
     let rows = x.len() / weights.inputs;
     assert_eq!(out.len(), rows * weights.outputs, "a row out for every row in; this is a bug");
-    let (x, _x_guard) = x.device_ptr(stream);
-    let (w, _w_guard) = weights.data.device_ptr(stream);
-    let (y, _y_guard) = out.device_ptr_mut(stream);
-    let product = Product {
+    let operand = |pointer, element, stride| Operand { pointer, element, stride };
+    Product {
         m: rows,
         n: weights.outputs,
         k: weights.inputs,
-        a: Operand { pointer: x, element: Element::Bf16, stride: weights.inputs },
-        b: Operand { pointer: w, element: Element::Bf16, stride: weights.inputs },
+        a: operand(x.device_ptr(stream).0, Element::Bf16, weights.inputs),
+        b: operand(weights.data.device_ptr(stream).0, Element::Bf16, weights.inputs),
         b_is_transposed: true,
-        out: Operand { pointer: y, element: T::ELEMENT, stride: weights.outputs },
+        out: operand(out.device_ptr_mut(stream).0, T::ELEMENT, weights.outputs),
         accumulate,
-    };
-    // SAFETY: the buffers have these shapes, and their memory goes back in the order of this stream.
-    Ok(unsafe { gemm.multiply(&product) }?)
+    }
 }

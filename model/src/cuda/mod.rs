@@ -15,6 +15,7 @@ mod received;
 mod rope;
 mod rows;
 mod timeline;
+mod tune;
 mod upload;
 mod vocabulary;
 mod weights;

@@ -6,7 +6,7 @@ use gpu::{CudaSlice, KvView};
 
 use super::attention::Queries;
 use super::cache::CudaCache;
-use super::linear::linear;
+use super::linear::{linear, padded};
 use super::llama::CudaLlama;
 use super::received::CudaReceived;
 use super::timeline::{Stage, Timeline};
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 
 /// Whose logits a call wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LogitsOf {
-    NoToken,
-    LastToken,
-    EveryToken,
+enum Logits {
+    Unwanted,
+    OfLast,
+    OfEvery,
 }
 
 /// One chunk of a prompt on its way through the blocks.
@@ -26,7 +26,7 @@ struct Chunk<'a> {
     /// Position of its first token.
     position: usize,
     kv: KvView,
-    logits: LogitsOf,
+    logits: Logits,
     received: Option<&'a mut CudaReceived>,
 }
 
@@ -34,8 +34,8 @@ impl Chunk<'_> {
     /// Rows that a block's output is wanted for: in the last block only those that logits are made of.
     fn finished_rows(&self, is_last_block: bool) -> Range<usize> {
         match self.logits {
-            LogitsOf::LastToken if is_last_block => self.tokens - 1..self.tokens,
-            LogitsOf::NoToken if is_last_block => self.tokens..self.tokens,
+            Logits::OfLast if is_last_block => self.tokens - 1..self.tokens,
+            Logits::Unwanted if is_last_block => self.tokens..self.tokens,
             _ => 0..self.tokens,
         }
     }
@@ -65,7 +65,7 @@ impl CudaLlama {
         let chunks = tokens.chunks(self.workspace.tokens);
         let count = chunks.len();
         for (index, ids) in chunks.enumerate() {
-            let logits = if index + 1 == count { LogitsOf::LastToken } else { LogitsOf::NoToken };
+            let logits = if index + 1 == count { Logits::OfLast } else { Logits::Unwanted };
             self.run_chunk(cache, ids, logits, received.as_deref_mut())?;
         }
         Ok(())
@@ -97,7 +97,7 @@ impl CudaLlama {
         let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let mut all = Vec::with_capacity(tokens.len() * vocab);
         for ids in tokens.chunks(self.workspace.tokens) {
-            self.run_chunk(cache, ids, LogitsOf::EveryToken, None)?;
+            self.run_chunk(cache, ids, Logits::OfEvery, None)?;
             let mut logits: CudaSlice<f32> =
                 self.device.buffer(&self.stream, "logits of every token", ids.len() * vocab)?;
             let w = &mut self.workspace;
@@ -140,7 +140,7 @@ impl CudaLlama {
         &mut self,
         cache: &mut CudaCache,
         ids: &[u32],
-        logits: LogitsOf,
+        logits: Logits,
         received: Option<&mut CudaReceived>,
     ) -> Result<()> {
         let (tokens, position, hidden) = (ids.len(), cache.len(), self.config.hidden_size);
@@ -155,8 +155,8 @@ impl CudaLlama {
         }
         cache.set_len(position + tokens)?;
         match logits {
-            LogitsOf::LastToken => self.last_logits(tokens - 1),
-            LogitsOf::NoToken | LogitsOf::EveryToken => Ok(()),
+            Logits::OfLast => self.last_logits(tokens - 1),
+            Logits::Unwanted | Logits::OfEvery => Ok(()),
         }
     }
 
@@ -181,9 +181,12 @@ impl CudaLlama {
         let mut normed = w.normed.slice_mut(..chunk.tokens * c.hidden_size);
         self.rows.rms_norm(&x, &block.input_norm, c.rms_norm_eps, &mut normed)?;
         mark(&mut self.timeline, Stage::Norm)?;
-        let mut qkv = w.qkv.slice_mut(..chunk.tokens * block.qkv.outputs);
-        linear(&mut self.gemm, &self.stream, &block.qkv, &normed.as_view(), &mut qkv, false)?;
+        let rows = padded(chunk.tokens);
+        let normed = w.normed.slice(..rows * c.hidden_size);
+        let mut qkv = w.qkv.slice_mut(..rows * block.qkv.outputs);
+        linear(&mut self.gemm, &self.stream, &block.qkv, &normed, &mut qkv, false)?;
         mark(&mut self.timeline, Stage::QkvProduct)?;
+        let mut qkv = w.qkv.slice_mut(..chunk.tokens * block.qkv.outputs);
         self.rows.rotate_and_store(&mut qkv, &self.rope, c.heads, chunk.position, layer, &chunk.kv)?;
         mark(&mut self.timeline, Stage::RotateAndStore)
     }
@@ -209,11 +212,12 @@ impl CudaLlama {
         }
     }
 
-    /// What follows attention, for `rows` of the residual stream, in place.
+    /// What follows attention, for `rows` of the residual stream, in place; many rows must start with the first.
     fn finish_block(&mut self, layer: usize, rows: Range<usize>) -> Result<()> {
         let (c, w, timeline) = (&self.config, &mut self.workspace, &mut self.timeline);
         let (block, stream) = (&self.weights.blocks[layer], &self.stream);
         let (hidden, width) = (c.hidden_size, c.intermediate_size);
+        let rows = rows.start..rows.start + padded(rows.len());
         let mut x = w.x.slice_mut(rows.start * hidden..rows.end * hidden);
         let attended = w.attended.slice(rows.start * block.output.inputs..rows.end * block.output.inputs);
         linear(&mut self.gemm, stream, &block.output, &attended, &mut x, true)?;
@@ -221,13 +225,15 @@ impl CudaLlama {
         let mut normed = w.normed.slice_mut(..rows.len() * hidden);
         self.rows.rms_norm(&x.as_view(), &block.post_norm, c.rms_norm_eps, &mut normed)?;
         mark(timeline, Stage::Norm)?;
+        let normed = w.normed.slice(..rows.len() * hidden);
         let mut gate_up = w.gate_up.slice_mut(..rows.len() * 2 * width);
-        linear(&mut self.gemm, stream, &block.gate_up, &normed.as_view(), &mut gate_up, false)?;
+        linear(&mut self.gemm, stream, &block.gate_up, &normed, &mut gate_up, false)?;
         mark(timeline, Stage::GateUpProduct)?;
         let mut gated = w.gated.slice_mut(..rows.len() * width);
         self.rows.swiglu(&gate_up.as_view(), width, &mut gated)?;
         mark(timeline, Stage::Swiglu)?;
-        linear(&mut self.gemm, stream, &block.down, &gated.as_view(), &mut x, true)?;
+        let gated = gated.as_view();
+        linear(&mut self.gemm, stream, &block.down, &gated, &mut x, true)?;
         mark(timeline, Stage::DownProduct)
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gpu::{
     CUdeviceptr, CudaFunction, CudaSlice, CudaStream, CudaView, Device, DevicePtr, DeviceRepr, Kernels,
-    KvView, LaunchConfig, PAGE_TOKENS, Pinned, PushKernelArg,
+    KvView, LaunchConfig, PAGE_TOKENS, PushKernelArg,
 };
 use half::bf16;
 
@@ -23,7 +23,6 @@ const ADD_THREADS: u32 = 128;
 pub struct CudaReceived {
     stream: Arc<CudaStream>,
     kernels: ReceivedKernels,
-    host: Pinned<f32>,
     folded: CudaSlice<f32>, // [earlier | nearest, prompt_tokens]
     sums: CudaSlice<f32>,   // [kv_heads, earlier | nearest, prompt_tokens]
     first_query: usize,
@@ -85,7 +84,6 @@ impl CudaReceived {
         Ok(Self {
             stream: Arc::clone(stream),
             kernels: model.received.clone(),
-            host: Pinned::zeros(device, 2 * prompt_tokens)?,
             folded: device.buffer(stream, what, 2 * prompt_tokens)?,
             sums: device.zeros(stream, what, kv_heads * 2 * prompt_tokens)?,
             first_query,
@@ -178,14 +176,13 @@ impl CudaReceived {
     /// When the driver fails.
     pub fn into_host(mut self) -> Result<ReceivedAttention> {
         self.folded()?;
-        self.host.copy_from(&self.stream, 2 * self.prompt_tokens, &self.folded)?;
-        self.stream.synchronize().map_err(gpu::Error::from)?;
-        let (earlier, rest) = self.host.as_slice()?.split_at(self.prompt_tokens);
+        let folded = self.stream.clone_dtoh(&self.folded).map_err(gpu::Error::from)?;
+        let (earlier, nearest) = folded[..2 * self.prompt_tokens].split_at(self.prompt_tokens);
         Ok(ReceivedAttention {
             first_query: self.first_query,
             first_nearest: self.first_nearest,
             earlier: earlier.to_vec(),
-            nearest: rest[..self.prompt_tokens].to_vec(),
+            nearest: nearest.to_vec(),
             layer_weights: self.layer_weights,
         })
     }

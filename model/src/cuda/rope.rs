@@ -16,6 +16,10 @@ pub struct CudaRope {
 }
 
 impl CudaRope {
+    /// A copy of the tables.
+    ///
+    /// # Errors
+    /// [`gpu::Error::OutOfMemory`].
     pub fn upload(device: &Device, stream: &Arc<CudaStream>, table: &RopeTable) -> Result<Self> {
         let (cos, sin) = table.tables();
         Ok(Self {

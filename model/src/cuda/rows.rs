@@ -16,6 +16,7 @@ const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin"));
 const THREADS: u32 = 256;
 
 /// The kernels, on one stream.
+#[derive(Debug)]
 pub struct RowKernels {
     stream: Arc<CudaStream>,
     embed: CudaFunction,
@@ -25,6 +26,10 @@ pub struct RowKernels {
 }
 
 impl RowKernels {
+    /// Those of the build.
+    ///
+    /// # Errors
+    /// When the card cannot run them.
     pub fn load(device: &Device, stream: &Arc<CudaStream>) -> Result<Self> {
         let kernels = Kernels::load(device, "rows", FATBIN)?;
         Ok(Self {

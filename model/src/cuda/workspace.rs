@@ -5,10 +5,11 @@ use std::sync::Arc;
 use gpu::{CudaEvent, CudaSlice, CudaStream, Device, Pinned};
 use half::bf16;
 
+use super::linear::padded;
 use crate::config::Config;
 use crate::error::Result;
 
-/// Buffers for up to `tokens` tokens, all row-major and reused by every block.
+/// Buffers for up to `tokens` tokens, padded as products are, all row-major and reused by every block.
 pub(crate) struct Workspace {
     /// Most tokens at once.
     pub(crate) tokens: usize,
@@ -34,13 +35,14 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     pub(crate) fn new(device: &Device, stream: &Arc<CudaStream>, c: &Config, tokens: usize) -> Result<Self> {
+        let rows = padded(tokens);
         let what = format!("the activations of {tokens} tokens");
-        let buffer = |width: usize| device.buffer(stream, &what, tokens * width);
+        let buffer = |width: usize| device.buffer(stream, &what, rows * width);
         let queries = c.heads * c.head_dim;
         Ok(Self {
             tokens,
             ids: device.buffer(stream, &what, tokens)?,
-            x: device.buffer(stream, &what, tokens * c.hidden_size)?,
+            x: device.buffer(stream, &what, rows * c.hidden_size)?,
             normed: buffer(c.hidden_size)?,
             qkv: buffer(queries + 2 * c.kv_heads * c.head_dim)?,
             attended: buffer(queries)?,
