@@ -3,7 +3,7 @@
 // KV head in turn, its 4 warps 16 tokens each in turn, with an online softmax (Milakov and Gimelshein) of their own. Whichever block finishes
 // a session's last share combines all of them, in their order: the result does not depend on who was first.
 //
-// Launch: 128 threads, grid (any, kv_heads), dynamic shared memory as attention_shared() in src/cuda/attention.rs. head_dim 64 or 128,
+// Launch: 128 threads, grid (any, kv_heads), dynamic shared memory as in src/cuda/decode/attention.rs. head_dim 64 or 128,
 // at most 8 query heads per KV head; shares start on multiples of 64 tokens and only the last one holds the new token.
 #include "decode.cuh"
 
@@ -31,7 +31,7 @@ __device__ __forceinline__ uint32_t value_vector(uint32_t token, uint32_t vector
 template <int DIM>
 struct Warp {
     static constexpr uint32_t SPANS = DIM / 32, TILES = DIM / 8, VECTORS = 2 * TOKENS * DIM / 8; // of 16 bytes, keys then values
-    static constexpr uint32_t STAGES = DIM == 64 ? 4 : 3;
+    static constexpr uint32_t STAGES = 3;
     const Attention& a;
     uint4* ring; // [STAGES, VECTORS]
     uint32_t warp, lane, g, t;
@@ -158,21 +158,54 @@ __device__ void leave(const Warp<DIM>& w, float* to) {
     if (w.t == 0) mine[DIM] = w.largest, mine[DIM + 1] = w.weight;
 }
 
-// Element `d` of head `g` over `count` parts that lie `stride` apart: the sum for the largest maximum, which comes back with the weights.
-template <int DIM, bool GLOBAL>
-__device__ float combine(const float* parts, uint32_t count, size_t stride, uint32_t g, uint32_t d, float& largest, float& weight) {
-    const float* part = parts + g * (DIM + 2);
-    // Other blocks' results must not come from this one's L1.
-    auto load = [&](uint32_t i, uint32_t at) { return GLOBAL ? __ldcg(part + i * stride + at) : part[i * stride + at]; };
+// Elements d and d + 1 of head `g` over the warps' results: the sums for the largest maximum, which comes back with the weights.
+template <int DIM>
+__device__ float2 combine_warps(const float* results, uint32_t g, uint32_t d, float& largest, float& weight) {
+    const float* part = results + g * (DIM + 2);
+    constexpr uint32_t STRIDE = GROUP * (DIM + 2);
     largest = -INFINITY, weight = 0;
-    for (uint32_t i = 0; i < count; i++) largest = fmaxf(largest, load(i, DIM));
-    float sum = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        float rescale = exp2f(load(i, DIM) - largest);
-        sum += rescale * load(i, d);
-        weight += rescale * load(i, DIM + 1);
+    float2 sum = make_float2(0, 0);
+    for (uint32_t i = 0; i < WARPS; i++) largest = fmaxf(largest, part[i * STRIDE + DIM]);
+    for (uint32_t i = 0; i < WARPS; i++) {
+        float rescale = exp2f(part[i * STRIDE + DIM] - largest);
+        sum.x += rescale * part[i * STRIDE + d];
+        sum.y += rescale * part[i * STRIDE + d + 1];
+        weight += rescale * part[i * STRIDE + DIM + 1];
     }
     return sum;
+}
+
+// out[group, DIM] from `count` shares' results, which lie `stride` apart; `factors` has room for group * count.
+template <int DIM>
+__device__ void combine_shares(const float* parts, uint32_t count, size_t stride, uint32_t group, float* factors, __nv_bfloat16* out) {
+    uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    for (uint32_t g = warp; g < group; g += WARPS) {
+        const float* part = parts + g * (DIM + 2) + DIM;
+        float largest = -INFINITY, weight = 0;
+        for (uint32_t i = lane; i < count; i += WARP) largest = fmaxf(largest, __ldcg(part + i * stride));
+        for (uint32_t step = WARP / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
+        for (uint32_t i = lane; i < count; i += WARP) {
+            float2 end = __ldcg(reinterpret_cast<const float2*>(part + i * stride));
+            float rescale = exp2f(end.x - largest);
+            factors[g * count + i] = rescale;
+            weight += rescale * end.y;
+        }
+        for (uint32_t step = WARP / 2; step > 0; step /= 2) weight += __shfl_xor_sync(~0u, weight, step);
+        __syncwarp();
+        for (uint32_t i = lane; i < count; i += WARP) factors[g * count + i] /= weight;
+    }
+    __syncthreads();
+    for (uint32_t e = threadIdx.x * 2; e < group * DIM; e += WARPS * WARP * 2) {
+        const float* part = parts + e / DIM * (DIM + 2) + e % DIM;
+        const float* factor = factors + e / DIM * count;
+        float2 sum = make_float2(0, 0);
+#pragma unroll 8
+        for (uint32_t i = 0; i < count; i++) {
+            float2 two = __ldcg(reinterpret_cast<const float2*>(part + i * stride));
+            sum.x += factor[i] * two.x, sum.y += factor[i] * two.y;
+        }
+        *reinterpret_cast<uint32_t*>(out + e) = pack(sum.x, sum.y);
+    }
 }
 
 template <int DIM>
@@ -192,14 +225,15 @@ __device__ void attend(const Attention& a) {
         __syncthreads();
         float* mine = a.partial + ((size_t)i * a.kv.kv_heads + blockIdx.y) * part;
         __nv_bfloat16* out = a.out + ((size_t)item.row * a.heads + blockIdx.y * group) * DIM;
-        for (uint32_t e = threadIdx.x; e < group * DIM; e += WARPS * WARP) {
-            float largest, weight, sum = combine<DIM, false>(results, WARPS, part, e / DIM, e % DIM, largest, weight);
+        for (uint32_t e = threadIdx.x * 2; e < group * DIM; e += WARPS * WARP * 2) {
+            float largest, weight;
+            float2 sum = combine_warps<DIM>(results, e / DIM, e % DIM, largest, weight);
             if (item.count == 1) {
-                out[e] = __float2bfloat16_rn(sum / weight);
+                *reinterpret_cast<uint32_t*>(out + e) = pack(sum.x / weight, sum.y / weight);
                 continue;
             }
             float* to = mine + e / DIM * (DIM + 2);
-            to[e % DIM] = sum;
+            *reinterpret_cast<float2*>(to + e % DIM) = sum;
             if (e % DIM == 0) to[DIM] = largest, to[DIM + 1] = weight;
         }
         if (item.count > 1) {
@@ -211,11 +245,8 @@ __device__ void attend(const Attention& a) {
             if (last) {
                 __threadfence();
                 const float* parts = a.partial + ((size_t)item.first * a.kv.kv_heads + blockIdx.y) * part;
-                for (uint32_t e = threadIdx.x; e < group * DIM; e += WARPS * WARP) {
-                    float largest, weight;
-                    float sum = combine<DIM, true>(parts, item.count, (size_t)a.kv.kv_heads * part, e / DIM, e % DIM, largest, weight);
-                    out[e] = __float2bfloat16_rn(sum / weight);
-                }
+                // The ring is idle until the next share.
+                combine_shares<DIM>(parts, item.count, (size_t)a.kv.kv_heads * part, group, reinterpret_cast<float*>(ring), out);
                 if (threadIdx.x == 0) *arrived = 0;
             }
         }

@@ -1,4 +1,4 @@
-// The linear layers of a decode step with few rows: out[rows, outputs] = x[rows, inputs] * weights[outputs, inputs]^T, rows <= 16, bound by
+// The linear layers of a decode step with few rows: out[rows, outputs] = x[rows, inputs] * weights[outputs, inputs]^T, rows <= 8, bound by
 // reading the weights once, each with what follows it in a block of the model.
 //
 // A tile is 8 rows of the weights; a block of 8 warps takes tiles blockIdx.x, blockIdx.x + gridDim.x, ..., its warps take pieces of 64 inputs
@@ -9,10 +9,10 @@
 // RMSNorm is folded in: producers of the residual stream leave it multiplied by the norm's weights as bf16 ("scaled"), with sums of squares
 // per 8 columns; the root mean square, common to a row, divides the sums here.
 //
-// Launch: 256 threads, at most `tiles` blocks, dynamic shared memory as linear_shared() in src/cuda/linear.rs. inputs % 64 == 0, outputs % 8 == 0.
+// Launch: 256 threads, at most `tiles` blocks, dynamic shared memory as in src/cuda/decode/linear.rs. inputs % 64 == 0, outputs % 8 == 0.
 #include "decode.cuh"
 
-constexpr uint32_t WARPS = 8, STAGES = 12, PIECE = 64, TILE = 8;
+constexpr uint32_t WARPS = 8, STAGES = 8, PIECE = 64, TILE = 8, ROWS = 8;
 constexpr uint32_t STAGE_VECTORS = 2 * WARP; // 16 bytes each
 
 struct Linear {
@@ -28,8 +28,8 @@ struct Linear {
 
 struct Smem {
     uint4* ring;          // [WARPS, STAGES, 2, WARP]
-    float* sums;          // [2, WARPS, rows of the kernel, TILE]
-    float* factors;       // [rows of the kernel]
+    float* sums;          // [2, WARPS, ROWS, TILE]
+    float* factors;       // [ROWS]
     __nv_bfloat16* x;     // [rows, inputs + 32]: the padding moves rows to other banks
 };
 
@@ -38,14 +38,13 @@ __device__ __forceinline__ uint32_t weight_row(const Linear& l, uint32_t tile, u
     return tile / per_half * 2 * l.half + tile % per_half * 4 + (g & 3) + (g >> 2) * l.half;
 }
 
-template <int HALVES>
 __device__ Smem split_shared() {
     extern __shared__ __align__(128) uint8_t shared[];
     Smem s;
     s.ring = reinterpret_cast<uint4*>(shared);
     s.sums = reinterpret_cast<float*>(s.ring + WARPS * STAGES * STAGE_VECTORS);
-    s.factors = s.sums + 2 * WARPS * HALVES * 8 * TILE;
-    s.x = reinterpret_cast<__nv_bfloat16*>(s.factors + 16);
+    s.factors = s.sums + 2 * WARPS * ROWS * TILE;
+    s.x = reinterpret_cast<__nv_bfloat16*>(s.factors + ROWS);
     return s;
 }
 
@@ -73,47 +72,59 @@ struct Stream {
     }
 };
 
-// x to shared memory, and what each row's sums are multiplied by.
+// What a row's sums are multiplied by; for whole warps.
+__device__ float factor_of(const Linear& l, uint32_t row, uint32_t lane) {
+    if (l.squares == nullptr) return 1.0f;
+    float sum = 0;
+#pragma unroll 8
+    for (uint32_t i = lane; i < l.inputs / 8; i += WARP) sum += __ldcg(l.squares + (size_t)row * (l.inputs / 8) + i);
+    for (uint32_t step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    return rsqrtf(sum / l.inputs + l.eps);
+}
+
+// x, and the rows' factors, to shared memory. Many loads at once: the weights wait for them.
 __device__ void stage_x(const Linear& l, const Smem& s, uint32_t warp, uint32_t lane) {
-    uint32_t per_row = l.inputs / 8;
-    for (uint32_t row = 0; row < l.rows; row++) {
-        const uint4* from = reinterpret_cast<const uint4*>(l.x + (size_t)row * l.inputs);
-        uint4* to = reinterpret_cast<uint4*>(s.x + (size_t)row * (l.inputs + 32));
-#pragma unroll 4
-        for (uint32_t i = threadIdx.x; i < per_row; i += WARPS * WARP) to[i] = __ldcg(from + i);
-    }
-    for (uint32_t row = warp; row < l.rows; row += WARPS) {
-        if (l.squares == nullptr) {
-            if (lane == 0) s.factors[row] = 1.0f;
-            continue;
+    constexpr uint32_t AT_ONCE = 8, THREADS = WARPS * WARP;
+    uint32_t per_row = l.inputs / 8, all = l.rows * per_row;
+    const uint4* from = reinterpret_cast<const uint4*>(l.x);
+    uint4* to = reinterpret_cast<uint4*>(s.x);
+    for (uint32_t start = threadIdx.x; start < all || start < THREADS; start += AT_ONCE * THREADS) {
+        uint4 vectors[AT_ONCE];
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++)
+            if (start + j * THREADS < all) vectors[j] = __ldcg(from + start + j * THREADS);
+        if (start < THREADS) {
+            for (uint32_t row = warp; row < l.rows; row += WARPS) {
+                float factor = factor_of(l, row, lane);
+                if (lane == 0) s.factors[row] = factor;
+            }
         }
-        float sum = 0;
-        for (uint32_t i = lane; i < per_row; i += WARP) sum += __ldcg(l.squares + (size_t)row * per_row + i);
-        for (uint32_t step = WARP / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        if (lane == 0) s.factors[row] = rsqrtf(sum / l.inputs + l.eps);
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; j++) {
+            uint32_t i = start + j * THREADS;
+            if (i < all) to[i + i / per_row * 4] = vectors[j];
+        }
     }
     __syncthreads();
 }
 
 // Adds one piece's product to `sum`, in two chains.
-template <int HALVES>
-__device__ __forceinline__ void multiply_piece(float (&sum)[2][4], const uint4* weights, const __nv_bfloat16* x, uint32_t stride, bool low, bool high) {
-    const uint4 none = make_uint4(0, 0, 0, 0);
+__device__ __forceinline__ void multiply_piece(float (&sum)[2][4], const uint4* weights, const __nv_bfloat16* x, bool valid) {
 #pragma unroll
     for (uint32_t j = 0; j < 2; j++) {
         uint4 w = weights[j * WARP];
-        uint4 a = low ? *reinterpret_cast<const uint4*>(x + j * 32) : none;
-        uint4 b = HALVES == 2 && high ? *reinterpret_cast<const uint4*>(x + 8 * stride + j * 32) : none;
-        multiply(sum[0], a.x, b.x, a.y, b.y, w.x, w.y);
-        multiply(sum[1], a.z, b.z, a.w, b.w, w.z, w.w);
+        uint4 a = valid ? *reinterpret_cast<const uint4*>(x + j * 32) : make_uint4(0, 0, 0, 0);
+        // The lower half of the 16 rows that the instruction has is not used.
+        multiply(sum[0], a.x, 0, a.y, 0, w.x, w.y);
+        multiply(sum[1], a.z, 0, a.w, 0, w.z, w.w);
     }
 }
 
 // The whole kernel. `after` gets, for each tile, `prepare` early and `finish` with the sum of each of its [rows, 8] outputs; the 8 lanes of a row
 // are neighbours, all threads of a warp call it, and `row` may be beyond the rows there are.
-template <int HALVES, class After>
+template <class After>
 __device__ void run(const Linear& l, After& after) {
-    Smem s = split_shared<HALVES>();
+    Smem s = split_shared();
     uint32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane >> 2, t = lane & 3;
     Stream stream{l, s.ring + warp * STAGES * STAGE_VECTORS, blockIdx.x, warp, 0, warp, lane};
 #pragma unroll 1
@@ -125,24 +136,23 @@ __device__ void run(const Linear& l, After& after) {
     uint32_t stride = l.inputs + 32, row = threadIdx.x / TILE, column = threadIdx.x % TILE, parity = 0, stage = 0;
     const __nv_bfloat16* x = s.x + g * stride + t * 8;
     for (uint32_t tile = blockIdx.x; tile < l.tiles; tile += gridDim.x, parity ^= 1) {
-        if (row < HALVES * 8) after.prepare(l, tile, row, column);
+        if (row < ROWS) after.prepare(l, tile, row, column);
         float sum[2][4] = {};
         for (uint32_t piece = warp; piece < l.inputs / PIECE; piece += WARPS) {
             await_copies<STAGES - 1>();
-            multiply_piece<HALVES>(sum, stream.ring + stage * STAGE_VECTORS + lane, x + piece * PIECE, stride, g < l.rows, g + 8 < l.rows);
+            multiply_piece(sum, stream.ring + stage * STAGE_VECTORS + lane, x + piece * PIECE, g < l.rows);
             stream.next();
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
-        float* sums = s.sums + parity * WARPS * HALVES * 8 * TILE;
-        float2* mine = reinterpret_cast<float2*>(sums + (warp * HALVES * 8 + g) * TILE + 2 * t);
+        float* sums = s.sums + parity * WARPS * ROWS * TILE;
+        float2* mine = reinterpret_cast<float2*>(sums + (warp * ROWS + g) * TILE + 2 * t);
         mine[0] = make_float2(sum[0][0] + sum[1][0], sum[0][1] + sum[1][1]);
-        if (HALVES == 2) mine[8 * TILE / 2] = make_float2(sum[0][2] + sum[1][2], sum[0][3] + sum[1][3]);
         // The other half of `sums` is free: whoever read it two tiles ago has passed the last barrier.
         __syncthreads();
-        if (row < HALVES * 8) {
+        if (row < ROWS) {
             float total = 0;
 #pragma unroll
-            for (uint32_t w = 0; w < WARPS; w++) total += sums[(w * HALVES * 8 + row) * TILE + column];
+            for (uint32_t w = 0; w < WARPS; w++) total += sums[(w * ROWS + row) * TILE + column];
             after.finish(l, tile, row, column, row < l.rows ? total * s.factors[row] : 0.0f);
         }
     }
@@ -287,17 +297,13 @@ struct Choose {
     }
 };
 
-#define KERNELS(NAME, ARGUMENT, AFTER)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(256) decode_##NAME##_8(const __grid_constant__ Linear l, const __grid_constant__ ARGUMENT a) { \
-        AFTER after{a};                                                                                                                   \
-        run<1>(l, after);                                                                                                                 \
-    }                                                                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256) decode_##NAME##_16(const __grid_constant__ Linear l, const __grid_constant__ ARGUMENT a) { \
-        AFTER after{a};                                                                                                                   \
-        run<2>(l, after);                                                                                                                 \
+#define KERNEL(NAME, ARGUMENT, AFTER)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) decode_##NAME(const __grid_constant__ Linear l, const __grid_constant__ ARGUMENT a) { \
+        AFTER after{a};                                                                                                                 \
+        run(l, after);                                                                                                                  \
     }
 
-KERNELS(qkv, Attend, RotateAndAppend)
-KERNELS(add, Residual, Add)
-KERNELS(head, Head, Choose)
-KERNELS(gate, Gate, Gate)
+KERNEL(qkv, Attend, RotateAndAppend)
+KERNEL(add, Residual, Add)
+KERNEL(head, Head, Choose)
+KERNEL(gate, Gate, Gate)

@@ -1,5 +1,6 @@
 //! Steps of batches on the device against the CPU and against the prompt pass, whose kernels are others. Needs a GPU.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+#![allow(clippy::print_stdout, reason = "how far apart the results are")]
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -186,8 +187,8 @@ fn sessions_join_and_leave_without_changing_the_others() {
     let mut alone = Vec::new();
     for start in &starts {
         let mut cache = filled(&mut model, &pool, &tokens[..*start], 12);
-        for at in *start..start + 12 {
-            model.step(&mut [greedy(&mut cache, tokens[at])]).unwrap();
+        for token in &tokens[*start..start + 12] {
+            model.step(&mut [greedy(&mut cache, *token)]).unwrap();
             alone.push(model.step_logits(0).unwrap());
         }
     }
@@ -292,11 +293,11 @@ fn drawn_tokens_equal_the_cpus_draw_from_the_same_logits() {
         let mut caches: Vec<_> =
             (0..samplings.len()).map(|i| filled(&mut model, &pool, &tokens[..30 + 7 * i], 64)).collect();
         let mut distinct = std::collections::BTreeSet::new();
-        for round in 0..40 {
+        for (round, token) in tokens.iter().take(40).enumerate() {
             let mut batch: Vec<_> = caches
                 .iter_mut()
                 .zip(&samplings)
-                .map(|(cache, sampling)| Step { cache, token: tokens[round], sampling: *sampling })
+                .map(|(cache, sampling)| Step { cache, token: *token, sampling: *sampling })
                 .collect();
             let next = model.step(&mut batch).unwrap();
             for (row, sampling) in samplings.iter().enumerate() {

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_attention.fatbin"));
 /// Of a block, in 4 warps.
 const THREADS: usize = 128;
+/// Of each warp's ring of keys and values.
+const STAGES: usize = 3;
 /// Most query heads of a KV head.
 pub(crate) const GROUP: usize = 8;
 /// Blocks that a multiprocessor has room for with either head size.
@@ -53,8 +55,7 @@ impl DecodeAttention {
             )));
         }
         // Keys and values of 16 tokens per warp and stage, then the warps' results.
-        let stages = if config.head_dim == 64 { 4 } else { 3 };
-        let shared = 4 * (stages * 16 * 2 * config.head_dim * 2 + GROUP * (config.head_dim + 2) * 4);
+        let shared = 4 * (STAGES * 16 * 2 * config.head_dim * 2 + GROUP * (config.head_dim + 2) * 4);
         let name = format!("decode_attention_{}", config.head_dim);
         let kernels = Kernels::load(device, "decode_attention", FATBIN)?;
         Ok(Self {

@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::attention::DecodeAttention;
 use super::inputs::Layout;
+use super::linear::LinearKernels;
 use crate::config::Config;
 use crate::error::Result;
 
@@ -80,8 +81,8 @@ impl Buffers {
             gate_up: halves(for_many * 2 * c.intermediate_size)?,
             gated: halves(rows * c.intermediate_size)?,
             logits: floats(rows * c.vocab_size)?,
-            best: floats(rows * device.multiprocessors()?)?,
-            best_at: words(rows * device.multiprocessors()?)?,
+            best: floats(rows * LinearKernels::most_blocks(device)?)?,
+            best_at: words(rows * LinearKernels::most_blocks(device)?)?,
             done: words(1)?,
             tokens: words(rows)?,
             host_tokens: Pinned::zeros(device, rows)?,

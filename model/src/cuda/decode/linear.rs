@@ -13,11 +13,15 @@ const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/decode_linear.fa
 const THREADS: usize = 256;
 /// Weight rows of a tile.
 const TILE: usize = 8;
-/// Bytes of the ring that weights flow through: 8 warps, 12 stages, 1 KiB.
-const RING: usize = 8 * 12 * 1024;
-/// Bytes of two sets of sums, 8 warps, per 8 rows, and of 16 factors.
-const SUMS: usize = 2 * 8 * 8 * TILE * 4;
-const FACTORS: usize = 64;
+/// Bytes of the ring that weights flow through: 8 warps, 8 stages, 1 KiB.
+const RING: usize = 8 * 8 * 1024;
+/// Most rows of a launch.
+const ROWS: usize = 8;
+/// Bytes of two sets of sums of 8 warps, and of a factor per row.
+const SUMS: usize = 2 * 8 * ROWS * TILE * 4;
+const FACTORS: usize = ROWS * 4;
+/// Blocks that a multiprocessor should have: with one, the others' loads cannot hide the end of a tile.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 /// Inputs that a warp takes at a time.
 const PIECE: usize = 64;
 /// Inputs that the next row of `x` lies further on, beyond those it has.
@@ -105,24 +109,24 @@ unsafe impl DeviceRepr for Head {}
 /// What follows a product.
 pub(crate) trait After: DeviceRepr + Copy {
     /// The same for the rows from `row` on; a row has `outputs` outputs of the product.
-    fn from_row(self, row: usize, outputs: usize) -> Self;
+    fn at_row(self, row: usize, outputs: usize) -> Self;
 }
 
 impl After for Attend {
-    fn from_row(self, row: usize, _: usize) -> Self {
+    fn at_row(self, row: usize, _: usize) -> Self {
         let queries = (row * self.heads as usize * self.kv.head_dim as usize * 4) as u64;
         Self { step: self.step + (row * 16) as u64, queries: self.queries + queries, ..self }
     }
 }
 
 impl After for Gate {
-    fn from_row(self, row: usize, outputs: usize) -> Self {
+    fn at_row(self, row: usize, outputs: usize) -> Self {
         Self { out: self.out + (row * outputs) as u64 }
     }
 }
 
 impl After for Residual {
-    fn from_row(self, row: usize, outputs: usize) -> Self {
+    fn at_row(self, row: usize, outputs: usize) -> Self {
         let elements = (row * outputs) as u64;
         Self {
             x: self.x + elements * 4,
@@ -134,23 +138,20 @@ impl After for Residual {
 }
 
 impl After for Head {
-    fn from_row(self, row: usize, outputs: usize) -> Self {
+    fn at_row(self, row: usize, outputs: usize) -> Self {
         let logits = self.logits + (row * outputs * 4) as u64;
         Self { logits, tokens: self.tokens + (row * 4) as u64, ..self }
     }
 }
 
-/// A kernel for up to 8 rows, and one for up to 16.
-struct Pair([CudaFunction; 2]);
-
 /// The kernels, on one stream.
 pub(crate) struct LinearKernels {
     stream: Arc<CudaStream>,
-    qkv: Pair,
-    gate: Pair,
-    add: Pair,
-    head: Pair,
-    multiprocessors: usize,
+    qkv: CudaFunction,
+    gate: CudaFunction,
+    add: CudaFunction,
+    head: CudaFunction,
+    blocks: usize,
     shared: usize,
     early: bool,
 }
@@ -161,20 +162,22 @@ impl LinearKernels {
         let shared = device.shared_memory()?;
         // The head's kernel has some shared memory of its own.
         let shared = shared - 256;
-        let pair = |name: &str| -> Result<Pair> {
-            let one = |rows: usize| kernels.function_with_shared(&format!("decode_{name}_{rows}"), shared);
-            Ok(Pair([one(8)?, one(16)?]))
-        };
+        let kernel = |name: &str| kernels.function_with_shared(&format!("decode_{name}"), shared);
         Ok(Self {
             stream: Arc::clone(stream),
-            qkv: pair("qkv")?,
-            gate: pair("gate")?,
-            add: pair("add")?,
-            head: pair("head")?,
-            multiprocessors: device.multiprocessors()?,
+            qkv: kernel("qkv")?,
+            gate: kernel("gate")?,
+            add: kernel("add")?,
+            head: kernel("head")?,
+            blocks: Self::most_blocks(device)?,
             shared,
             early: device.launches_early()?,
         })
+    }
+
+    /// Most blocks of a launch.
+    pub(crate) fn most_blocks(device: &Device) -> Result<usize> {
+        Ok(device.multiprocessors()? * BLOCKS_PER_MULTIPROCESSOR)
     }
 
     /// Whether the kernels can multiply by these weights.
@@ -186,7 +189,7 @@ impl LinearKernels {
 
     /// Blocks of a launch for `outputs` outputs.
     pub(crate) fn blocks(&self, outputs: usize) -> usize {
-        (outputs / TILE).min(self.multiprocessors)
+        (outputs / TILE).min(self.blocks)
     }
 
     /// Queries, keys and values: queries turned, keys and values appended.
@@ -211,16 +214,13 @@ impl LinearKernels {
 
     /// Rows that one launch can take at once, for their place in shared memory.
     fn rows_of(&self, inputs: usize) -> usize {
-        let of = |halves: usize| {
-            let left = self.shared.saturating_sub(RING + halves * SUMS + FACTORS);
-            (left / (2 * (inputs + PADDING))).min(halves * 8)
-        };
-        of(1).max(of(2))
+        let left = self.shared.saturating_sub(RING + SUMS + FACTORS);
+        (left / (2 * (inputs + PADDING))).min(ROWS)
     }
 
     fn multiply<A: After>(
         &self,
-        kernel: &Pair,
+        kernel: &CudaFunction,
         weights: &Matrix,
         half: usize,
         rows: Rows,
@@ -241,15 +241,14 @@ impl LinearKernels {
                 half: half as u32,
                 eps: rows.eps,
             };
-            let halves = count.div_ceil(8);
             let launch = Launch {
-                function: &kernel.0[halves - 1],
+                function: kernel,
                 grid: (self.blocks(outputs), 1),
                 threads: THREADS,
-                shared: RING + halves * SUMS + FACTORS + count * (inputs + PADDING) * 2,
+                shared: RING + SUMS + FACTORS + count * (inputs + PADDING) * 2,
                 early: self.early,
             };
-            let after = after.from_row(row, outputs);
+            let after = after.at_row(row, outputs);
             // SAFETY: the structs are the kernel's, and their buffers have the shapes that these say.
             unsafe { launch.queue(&self.stream, &[Argument::of(&linear), Argument::of(&after)]) }?;
         }

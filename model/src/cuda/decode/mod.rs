@@ -38,7 +38,8 @@ pub struct Step<'a> {
 }
 
 impl CudaLlama {
-    /// Sets memory aside for steps of up to `max_batch` sessions whose caches lie in `pool`, and readies those of powers of two.
+    /// Sets memory aside for steps of up to `max_batch` sessions whose caches lie in `pool`. The first step of a size (1, 2, 4, ..., 32, then
+    /// multiples of 32) takes longer: it records the launches of all later ones.
     ///
     /// # Errors
     /// For a pool of another shape; [`gpu::Error::OutOfMemory`].

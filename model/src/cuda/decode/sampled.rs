@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use gpu::{Argument, CudaFunction, CudaSlice, CudaStream, Device, Kernels, Launch, Pinned};
+use rayon::prelude::*;
 
 use super::buffers::pointer;
 use crate::error::Result;
@@ -108,10 +109,14 @@ impl Sampler {
     /// The tokens of the draws that [`Self::find`] was called with, once the stream was synchronised. Rows whose candidates leave open what is
     /// drawn are downloaded.
     pub(crate) fn finish(&mut self, draws: &[Draw], logits: &CudaSlice<f32>) -> Result<Vec<u32>> {
+        let (found, vocab) = (self.host_found.as_slice()?, self.vocab);
+        let told: Vec<_> = draws
+            .par_iter()
+            .zip(found.par_chunks(WORDS))
+            .map(|(draw, words)| draw.sampling.draw_among(&candidates(words, vocab), draw.position))
+            .collect();
         let mut tokens = Vec::with_capacity(draws.len());
-        for (at, draw) in draws.iter().enumerate() {
-            let words = &self.host_found.as_slice()?[at * WORDS..(at + 1) * WORDS];
-            let told = draw.sampling.draw_among(&candidates(words, self.vocab), draw.position);
+        for (draw, told) in draws.iter().zip(told) {
             tokens.push(match told {
                 Some(token) => token,
                 None => draw.sampling.draw(self.download(draw.row, logits)?, draw.position),

@@ -17,10 +17,7 @@ use crate::cuda::weights::CudaWeights;
 use crate::error::{Error, Result};
 
 /// Most rows that go through the own linear kernels, which are bound by memory; above, cuBLASLt is quicker.
-const FEW: usize = 16;
-fn few_now() -> usize {
-    std::env::var("FEW").map_or(FEW, |v| v.parse().unwrap_or(FEW))
-}
+const FEW: usize = 8;
 
 /// Made once for a model and a pool.
 pub(crate) struct Steps {
@@ -53,7 +50,7 @@ impl Steps {
                 .into_iter()
                 .all(|matrix| linear.fit(matrix))
         });
-        let few = if block_fits && linear.fit(weights.head()) { few_now() } else { 0 };
+        let few = if block_fits && linear.fit(weights.head()) { FEW } else { 0 };
         let attention = DecodeAttention::load(device, stream, config)?;
         let layout = Layout { rows: padded(most), blocks: attention.blocks() };
         Ok(Self {
