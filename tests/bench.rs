@@ -67,3 +67,19 @@ async fn a_link_is_changed_only_where_that_is_allowed_and_makes_sense() {
     assert_eq!(put(open.admin_address, r#"{"gbps": 0.25}"#).await, 200);
     kit.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn end_to_end_is_measured_beside_what_the_link_allows() {
+    let mut bench = tokio::process::Command::new(binary("kvferry"));
+    bench.env("KVFERRY_MODEL", cluster_tests::kit::model_dir());
+    bench.args(["bench", "e2e", "--tokens", "700", "--runs", "1", "--link-gbps", "0.02", "--json"]);
+    let output = bench.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |name: &str| figures[name].as_f64().unwrap();
+    assert!(of("ratio") > 10.0 && of("goodput_unshaped_gbps") > 0.1, "{figures}");
+    assert_eq!(of("raw_bytes"), of("prompt_tokens") * 6144.0);
+    // 4.3 MB at 0.02 Gb/s are 1.7 s, which a shaped link keeps to.
+    assert!((0.5..1.2).contains(&of("raw_share_of_link")), "{figures}");
+    assert!(of("ttft_raw_ms") > of("modelled_wire_raw_ms") * 0.9 && of("gain") > 1.5, "{figures}");
+}

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use cluster_tests::Kit;
+use node::DeviceChoice;
 use serde_json::{Value, json};
 
 const BYTES_PER_TOKEN: u64 = 6144;
@@ -105,7 +106,15 @@ async fn without_being_asked_nothing_is_said_of_the_transfer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_coded_after_the_prompt_is_whole_and_one_coded_meanwhile_overlaps_with_it() {
-    let kit = Kit::start_with(|options| options.link_gbps = 0.02).await;
+    // A link that is slow for what computes the prompt: a GPU takes milliseconds.
+    let gbps = if cluster_tests::kit::device() == DeviceChoice::Cpu { 0.02 } else { 2.0 };
+    let mut kit = Kit::start_with(|options| options.prefill_nodes = 0).await;
+    let adjust = |config: &mut prefill_node::Config| {
+        config.node.chunk_tokens = Some(256);
+        config.node.link_gbps = gbps;
+    };
+    kit.cluster.add_prefill(adjust).await.unwrap();
+    kit.cluster.until_joined(2).await.unwrap();
     let prompt = kit.prompt(1_200);
     let send = async |codec: &str, mode: &str| {
         let answer = kit.complete(&prompt, 8, json!({"kv_codec": codec, "kv_mode": mode})).await;

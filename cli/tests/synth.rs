@@ -3,13 +3,20 @@
 
 use std::path::Path;
 
+use codec::{CodecKind, Coding, Limits};
 use kvferry::synth::{Args, Shape, run};
-use model::{KvCache, Llama, LogitsOf, Sequence};
+use model::{KvCache, Llama, LogitsOf, Sampling, Sequence};
+use node::prompt::{Progress, export};
+use node::{Loaded, PromptPass};
 use openai::Tokenizer;
 
 fn made(out: &Path, shards: u16, seed: u64) -> anyhow::Result<()> {
+    made_with(out, shards, seed, false)
+}
+
+fn made_with(out: &Path, shards: u16, seed: u64, plan: bool) -> anyhow::Result<()> {
     let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-llama").into();
-    run(&Args { shape: Shape::Tiny, out: out.to_owned(), seed, shards, tokenizer })
+    run(&Args { shape: Shape::Tiny, out: out.to_owned(), seed, plan, shards, tokenizer })
 }
 
 /// Logits of the last token of a text.
@@ -37,6 +44,29 @@ fn a_checkpoint_answers_and_shards_change_nothing_but_files() {
     let model = Llama::load(&sharded).unwrap();
     assert_eq!(model.fingerprint(), Llama::load(&whole).unwrap().fingerprint());
     assert_eq!(model.config().rope.scaling.unwrap().factor, 4.0);
+}
+
+#[test]
+fn with_a_plan_the_cache_codes_like_a_real_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("planned");
+    made_with(&out, 2, 7, true).unwrap();
+    let loaded = Loaded::load(&out, None, "planned".into()).unwrap();
+    // Text would repeat words, and equal tokens have equal rows here.
+    let ids: Vec<u32> = (0..1_700u32).map(|i| (i * 7_919 + i * i % 613) % 8_000).collect();
+    let mut cache = KvCache::new(loaded.llama.config(), ids.len());
+    let mut pass = PromptPass::new(ids.clone(), 256).collecting(loaded.layer_weights());
+    while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY).unwrap().1 == Progress::More {}
+    let shifts = pass.into_received().unwrap().shifts().unwrap();
+    let encoder = loaded.encoder(Coding { kind: CodecKind::Kvtc, tier: 32 }, &ids).unwrap();
+    let block = export(&cache, 0..ids.len()).unwrap();
+    let chunk = encoder.encode_with_shifts(&block, Some(&shifts)).unwrap();
+    let ratio = (ids.len() * loaded.layout.bytes_per_token()) as f64 / chunk.len() as f64;
+    assert!((20.0..45.0).contains(&ratio), "tier 32 codes {} tokens to {ratio}", ids.len());
+    let back = loaded.decoder(Limits::default()).unwrap().decode(&chunk).unwrap();
+    let pairs = block.values.iter().zip(&back.values).map(|(a, b)| (a.to_f32(), b.to_f32()));
+    let (error, energy) = pairs.fold((0.0, 0.0), |(e, s), (a, b)| (e + (a - b).powi(2), s + a * a));
+    assert!(error < 0.2 * energy, "values come back with an error of {}", error / energy);
 }
 
 #[test]

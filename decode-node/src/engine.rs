@@ -41,7 +41,7 @@ enum Start {
     /// The cache holds the prompt; continue after this token.
     Continue { first_token: u32 },
     /// Run the prompt first.
-    Local { pass: PromptPass, arrived: Instant, queued: Option<Duration>, computed: Duration },
+    Local { pass: Box<PromptPass>, arrived: Instant, queued: Option<Duration>, computed: Duration },
 }
 
 /// A session in the batch.
@@ -91,7 +91,7 @@ impl Engine {
         session: Session,
         tokens: Vec<u32>,
     ) -> mpsc::Receiver<Event> {
-        let pass = PromptPass::new(tokens, self.chunk);
+        let pass = Box::new(PromptPass::new(tokens, self.chunk));
         let start = Start::Local { pass, arrived: Instant::now(), queued: None, computed: Duration::ZERO };
         self.submit(session, start).await
     }

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use node::compute::{Cache, Coder as Codec, Part, Received};
+use node::compute::{Coder as Codec, Part};
 use node::failure::internal;
 use node::prompt::pieces;
 use node::units::ms;
@@ -13,7 +13,7 @@ use tracing::debug;
 use transport::message::{Failure, PrefillStats};
 
 use crate::busy::Busy;
-use crate::engine::FromEngine;
+use crate::engine::{FromEngine, Whole};
 
 /// What leaves the coder for one prompt.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Coder<'_> {
     fn take(&mut self, from_engine: FromEngine, chunk: usize) -> Result<(), Over> {
         match from_engine {
             FromEngine::Block(block) => self.block(&block, None),
-            FromEngine::Whole { cache, received } => self.whole(&cache, received, chunk),
+            FromEngine::Whole(whole) => self.whole(*whole, chunk),
             FromEngine::Done(done) => {
                 let coding = std::mem::take(&mut self.busy);
                 let stats = PrefillStats {
@@ -71,7 +71,8 @@ impl Coder<'_> {
         }
     }
 
-    fn whole(&mut self, cache: &Cache, received: Received, chunk: usize) -> Result<(), Over> {
+    fn whole(&mut self, whole: Whole, chunk: usize) -> Result<(), Over> {
+        let Whole { cache, received } = whole;
         let shifts = match received.shifts() {
             Ok(shifts) => shifts,
             Err(error) => return self.fail(internal(error)),

@@ -21,11 +21,18 @@ pub(crate) enum FromEngine {
     /// A chunk's cache, while the next one computes.
     Block(Part),
     /// The prompt's cache, handed over rather than copied, and the attention that each token received.
-    Whole { cache: Cache, received: Received },
+    Whole(Box<Whole>),
     /// The prompt is done.
     Done(Done),
     /// The model refused or broke.
     Failed(Failure),
+}
+
+/// A prompt's cache, and what is known of its tokens.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) cache: Cache,
+    pub(crate) received: Received,
 }
 
 /// A prompt that went through the model.
@@ -151,7 +158,7 @@ impl Machine {
             }
             if let Progress::FirstToken(first_token) = progress {
                 if let Some(received) = pass.into_received() {
-                    drop(job.out.try_send(FromEngine::Whole { cache, received }));
+                    drop(job.out.try_send(FromEngine::Whole(Box::new(Whole { cache, received }))));
                 }
                 drop(job.out.try_send(FromEngine::Done(Done { first_token, queued, computed, at })));
                 break;

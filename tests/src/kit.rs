@@ -32,9 +32,17 @@ pub fn loaded() -> Arc<Loaded> {
 }
 
 /// Where the nodes of a test run: on the CPU, or where `KVFERRY_DEVICE` says, so that the same tests serve GPUs.
-fn models(loaded: &Arc<Loaded>) -> Models {
+///
+/// # Panics
+/// When that is no device.
+#[must_use]
+pub fn device() -> DeviceChoice {
     let device = std::env::var("KVFERRY_DEVICE").map_or(Ok(DeviceChoice::Cpu), |name| name.parse());
-    match device.expect("KVFERRY_DEVICE names a device") {
+    device.expect("KVFERRY_DEVICE names a device")
+}
+
+fn models(loaded: &Arc<Loaded>) -> Models {
+    match device() {
         DeviceChoice::Cpu => Models::Host(Arc::clone(loaded)),
         device @ DeviceChoice::Cuda(_) => Models::Device(device),
     }

@@ -1,15 +1,15 @@
 //! The codec on a GPU under evaluation: caches go to the device's pages and back as they are, and through its encoder and decoder between.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceFeatureTable, DeviceTokenFeatures};
-use codec::{Coding, Decoder, Encoder, KvBlock, Limits};
+use codec::{Coding, Decoder, Encoder, Limits};
 use gpu::{CudaStream, Device, KvPages, KvPool, KvShape};
 use node::Loaded;
 
-use super::subject::Piece;
+use super::subject::{Crossing, Piece};
 
 /// Both ends of the codec on one device.
 #[derive(Debug)]
@@ -17,14 +17,6 @@ pub(super) struct DeviceCodec {
     stream: Arc<CudaStream>,
     pool: Arc<KvPool>,
     ends: Mutex<(CudaEncoder, CudaDecoder)>,
-}
-
-/// What a crossing gave.
-pub(super) struct Crossing {
-    pub(super) chunks: Vec<Vec<u8>>,
-    pub(super) decoded: Vec<KvBlock>,
-    pub(super) encode: Duration,
-    pub(super) decode: Duration,
 }
 
 impl DeviceCodec {

@@ -139,6 +139,14 @@ pub(super) struct Piece {
     pub(super) shifts: Option<Vec<i8>>,
 }
 
+/// Chunks of a prompt's pieces, what they decode to, and how long both took.
+pub(super) struct Crossing {
+    pub(super) chunks: Vec<Vec<u8>>,
+    pub(super) decoded: Vec<KvBlock>,
+    pub(super) encode: Duration,
+    pub(super) decode: Duration,
+}
+
 /// A cache before and after the wire, and what the crossing took.
 struct Crossed {
     exact: Vec<Piece>,
@@ -233,7 +241,8 @@ impl Subject {
     fn by_codec(&self, coding: Coding, mode: KvMode, prompt: &Prefilled) -> anyhow::Result<Crossed> {
         let encoder = self.loaded.encoder(coding, &prompt.ids)?;
         let exact = prompt.pieces(mode)?;
-        let (chunks, decoded, [encode, decode]) = self.cross(&encoder, coding, &prompt.ids, &exact)?;
+        let crossing = self.cross(&encoder, coding, &prompt.ids, &exact)?;
+        let Crossing { chunks, decoded, encode, decode } = crossing;
         let (layout, body) = (&self.loaded.layout, Body::of(prompt.ids.len()));
         let raw = self.loaded.encoder(Coding::RAW, &prompt.ids)?;
         let body_bytes = body_bytes(layout, &body, &exact, &chunks, &encoder, &raw)?;
@@ -241,18 +250,17 @@ impl Subject {
         Ok(Crossed { exact, decoded, whole_bytes, body_bytes, encode, decode })
     }
 
-    /// Chunks of a prompt's pieces, what they decode to, and how long both took.
+    /// Codes a prompt's pieces and decodes them again, where the codec works.
     fn cross(
         &self,
         encoder: &Encoder,
         coding: Coding,
         ids: &[u32],
         pieces: &[Piece],
-    ) -> anyhow::Result<(Vec<Vec<u8>>, Vec<KvBlock>, [Duration; 2])> {
+    ) -> anyhow::Result<Crossing> {
         #[cfg(feature = "cuda")]
         if let Some(device) = &self.device {
-            let crossing = device.cross(&self.loaded, coding, ids, pieces)?;
-            return Ok((crossing.chunks, crossing.decoded, [crossing.encode, crossing.decode]));
+            return device.cross(&self.loaded, coding, ids, pieces);
         }
         let _ = (coding, ids); // the encoder knows both
         let decoder = self.loaded.decoder(Limits::default())?;
@@ -262,7 +270,7 @@ impl Subject {
         let encode = started.elapsed();
         let started = Instant::now();
         let decoded = chunks.iter().map(|chunk| decoder.decode(chunk)).collect::<codec::Result<Vec<_>>>()?;
-        Ok((chunks, decoded, [encode, started.elapsed()]))
+        Ok(Crossing { chunks, decoded, encode, decode: started.elapsed() })
     }
 
     fn by_seed(&self, tier: u8, prompt: &Prefilled) -> anyhow::Result<Crossed> {

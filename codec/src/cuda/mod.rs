@@ -8,7 +8,7 @@
 //! [`Encoder`](crate::Encoder) and [`Decoder`](crate::Decoder) from there.
 //!
 //! # Reading order
-//! `encode` and `decode` list the stages; `order` is what the host tells kernels of a chunk; `tables` is the plan in the form that matrix
+//! `kvtc/encode` and `kvtc/decode` list the stages; `order` is what the host tells kernels of a chunk; `tables` is the plan in the form that matrix
 //! products want; `kernels/kvtc_*.cu` are the stages.
 
 mod block;
@@ -19,8 +19,8 @@ pub(crate) mod deflate;
 mod encode;
 mod escapes;
 mod features;
-mod job;
 mod kernels;
+mod kvtc;
 mod order;
 mod products;
 mod stopwatch;

@@ -80,7 +80,7 @@ impl CudaLlama {
         let kv = KvView { table: 0, pages: 0, ..batch[0].cache.view() };
         let (model, steps) = self.step_parts()?;
         steps.run(model, &rows, kv)?;
-        let drawn = batch.iter().enumerate().filter(|(_, step)| !is_greedy(&step.sampling));
+        let drawn = batch.iter().enumerate().filter(|(_, step)| !step.sampling.is_greedy());
         let draws: Vec<_> = drawn
             .map(|(row, step)| Draw { row, position: step.cache.len() + 1, sampling: step.sampling })
             .collect();
@@ -147,8 +147,4 @@ impl CudaLlama {
         }
         Ok(())
     }
-}
-
-fn is_greedy(sampling: &Sampling) -> bool {
-    sampling.temperature <= 0.0 || sampling.top_k == 1
 }

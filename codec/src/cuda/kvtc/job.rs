@@ -2,7 +2,7 @@
 
 use gpu::KvView;
 
-use super::{
+use crate::cuda::{
     codec::CudaCodec,
     order::{Offset, SideParts, SlotParts, Slots, Words},
 };
@@ -32,7 +32,7 @@ pub(super) enum Count {
 pub(super) const COUNTS: [u32; 6] = [u32::MAX, 0, 0, 0, 0, 0];
 
 /// One chunk, as far as the host knows it.
-pub(super) struct Job<'a> {
+pub(in crate::cuda) struct Job<'a> {
     pub(super) plan: &'a Plan,
     pub(super) kv: KvView,
     pub(super) place: Place,
@@ -58,7 +58,7 @@ pub(super) struct Parts {
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn of(
+    pub(in crate::cuda) fn of(
         codec: &CudaCodec,
         plan: &'a Plan,
         kv: KvView,
