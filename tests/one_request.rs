@@ -125,7 +125,8 @@ async fn a_cache_coded_after_the_prompt_is_whole_and_one_coded_meanwhile_overlap
     let modes = [&after, &stream, &fp8].map(|transfer| transfer.mode.as_deref().unwrap().to_owned());
     assert_eq!(modes, ["after", "stream", "stream"]);
     assert_eq!(after.overlap, Some(0.0), "nothing is coded before the prompt is done");
-    assert!((0.3..1.0).contains(&stream.overlap.unwrap()), "four of five chunks go early: {stream:?}");
+    // Four of five chunks go early; a GPU is done with the last before much of them was sent.
+    assert!((0.1..1.0).contains(&stream.overlap.unwrap()), "{stream:?}");
     // 1.2 MB as fp8 take 1.2 s on this link, the prompt far less.
     assert!((0.01..0.9).contains(&fp8.overlap.unwrap()), "the wire is the bottleneck: {fp8:?}");
     assert!(after.ratio.unwrap() > 10.0 && stream.ratio.unwrap() > 10.0, "{after:?} {stream:?}");

@@ -192,16 +192,20 @@ impl LocalCluster {
     fn served(&self, args: &NodeArgs) -> anyhow::Result<Arc<Served>> {
         let served = match &self.models {
             Models::Host(loaded) => Served::on_host(Arc::clone(loaded)),
-            Models::Device(device) => {
+            Models::Device(_) => {
                 let model_id = node::args::served_name(None, &args.model);
-                Served::load(*device, &args.model, args.plan.as_deref(), model_id, Sizes::of(args))?
+                Served::load(args.device, &args.model, args.plan.as_deref(), model_id, Sizes::of(args))?
             }
         };
         Ok(Arc::new(served))
     }
 
     fn node_args(&self) -> NodeArgs {
-        NodeArgs::local(&self.options.model, self.router.quic)
+        let device = match &self.models {
+            Models::Host(_) => DeviceChoice::Cpu,
+            Models::Device(device) => *device,
+        };
+        NodeArgs { device, ..NodeArgs::local(&self.options.model, self.router.quic) }
     }
 
     fn node_shutdown(&self) -> Shutdown {

@@ -9,7 +9,10 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 bench() { echo "\$ kvferry bench $*"; "$kvferry" bench --device cuda --runs 20 --json "$@"; }
 for tokens in 1024 4096 8192; do bench prefill --shape llama-3.2-1b --tokens "$tokens"; done
 for batch in 1 8 64; do bench decode --shape llama-3.2-1b --tokens 1024 --batch "$batch"; done
-for tokens in 1024 4096 8192; do bench codec --tokens "$tokens"; done
+for tokens in 1024 4096 8192; do
+    bench codec --tokens "$tokens"
+    bench codec --tokens "$tokens" --chunk 8192
+done
 python3 "$here/transformers_baseline.py" || echo "LEFT OUT: Transformers, which this machine's python3 lacks"
 [ -e "$model/config.json" ] || "$kvferry" synth-model --shape llama-3.2-1b --plan --shards 2 --out "$model"
 for gbps in 10 25 0; do bench e2e --model "$model" --tokens 4096 --link-gbps "$gbps"; done

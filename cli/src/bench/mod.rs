@@ -18,6 +18,7 @@ use anyhow::bail;
 use clap::Subcommand;
 use node::DeviceChoice;
 use node::args::default_model_dir;
+use node::prompt::AFTER_CHUNK_TOKENS;
 
 use crate::output::line;
 use crate::synth::Shape;
@@ -62,6 +63,9 @@ enum What {
         /// Tier of the codec.
         #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u8).range(4..=128))]
         tier: u8,
+        /// Largest chunk in tokens, on a GPU.
+        #[arg(long, default_value_t = AFTER_CHUNK_TOKENS, value_name = "TOKENS")]
+        chunk: usize,
     },
     /// The codec's stages after projection, against those of the first public proof of concept, on the same rows.
     Stages {
@@ -88,7 +92,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         What::Prefill | What::Decode { .. } | What::Codec { .. } if on_gpu => measure_on_gpu(args)?,
         What::Prefill => model::prefill(args)?,
         What::Decode { batch } => model::decode(args, *batch)?,
-        What::Codec { tier } => codec::codec(args, *tier)?,
+        What::Codec { tier, .. } => codec::codec(args, *tier)?,
         What::Stages { tier, plan } => stages::stages(args, *tier, plan.as_deref())?,
         What::E2e(what) => e2e::e2e(args, *what).await?,
         What::Cluster(what) => return cluster::cluster(args, what).await,
@@ -112,7 +116,7 @@ fn measure_on_gpu(args: &Args) -> anyhow::Result<timing::Figures> {
     match &args.what {
         What::Prefill => cuda::prefill(&subject),
         What::Decode { batch } => cuda::decode(&subject, *batch),
-        What::Codec { tier } => cuda::codec(&subject, *tier),
+        What::Codec { tier, chunk } => cuda::codec(&subject, *tier, *chunk),
         What::Stages { .. } | What::E2e(_) | What::Cluster(_) => {
             bail!("there is no such measurement on a GPU")
         }

@@ -12,7 +12,7 @@ use gpu::{Device, KvPages, KvPool, KvShape};
 use model::Config;
 use node::args::default_model_dir;
 use node::loaded::{PLAN_FILE, layout};
-use node::prompt::{AFTER_CHUNK_TOKENS, pieces};
+use node::prompt::pieces;
 
 use super::{Subject, config_of};
 use crate::bench::timing::{Figures, median, seconds};
@@ -38,9 +38,9 @@ struct Bench {
     coding: Coding,
 }
 
-pub(crate) fn codec(subject: &Subject<'_>, tier: u8) -> anyhow::Result<Figures> {
+pub(crate) fn codec(subject: &Subject<'_>, tier: u8, chunk: usize) -> anyhow::Result<Figures> {
     let config = config_of(subject.shape.unwrap_or(Shape::Llama32_1b))?;
-    let mut bench = Bench::new(subject, &config, tier)?;
+    let mut bench = Bench::new(subject, &config, (tier, chunk))?;
     let (mut encode, mut decode, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..=subject.runs {
         let encoded = seconds(|| bench.encode())?;
@@ -57,6 +57,7 @@ pub(crate) fn codec(subject: &Subject<'_>, tier: u8) -> anyhow::Result<Figures> 
     let raw = subject.tokens * bench.synthetic.plan().layout().bytes_per_token();
     figures.say("device", bench.device.name()?);
     figures.put("prompt_tokens", subject.tokens as f64);
+    figures.put("chunks", chunks.len() as f64);
     figures.put("raw_bytes", raw as f64);
     figures.put("coded_bytes", wire as f64);
     figures.put("ratio", raw as f64 / wire as f64);
@@ -72,7 +73,7 @@ pub(crate) fn codec(subject: &Subject<'_>, tier: u8) -> anyhow::Result<Figures> 
 }
 
 impl Bench {
-    fn new(subject: &Subject<'_>, config: &Config, tier: u8) -> anyhow::Result<Self> {
+    fn new(subject: &Subject<'_>, config: &Config, (tier, chunk): (u8, usize)) -> anyhow::Result<Self> {
         let device = Device::open(subject.ordinal)?;
         let stream = device.stream()?;
         let layout = layout(config, &model::inv_freq(&config.rope, config.head_dim));
@@ -83,7 +84,7 @@ impl Bench {
         let synthetic =
             Synthetic::new(&layout, FINGERPRINT, &Plan::from_bytes(&measured)?, Some((CONTEXT, known)), 1)?;
         let ids = synthetic.ids(subject.tokens, 2);
-        let cut = pieces(subject.tokens, AFTER_CHUNK_TOKENS);
+        let cut = pieces(subject.tokens, chunk);
         let blocks = cut.map(|piece| synthetic.block(piece.start, piece.len(), &ids, 3));
         let blocks = blocks.collect::<codec::Result<Vec<_>>>()?;
         let (layers, kv_heads, head_dim) = (config.layers, config.kv_heads, config.head_dim);

@@ -110,8 +110,12 @@ impl Work {
         let segments = segments::read(&mut reader.clone(), len, segment_bytes)?;
         self.inflate(codec, stream, reader, segment_bytes, len)?;
         // The device inflates meanwhile, into memory of its own; nothing is written to the pages before the digest is known to be right.
-        unseal("chunk", bytes)?;
-        let head = inflate_head(&segments, segment_bytes, parts.ids + parts.shifts)?;
+        let (digest, head) = rayon::join(
+            || unseal("chunk", bytes),
+            || inflate_head(&segments, segment_bytes, parts.ids + parts.shifts),
+        );
+        digest?;
+        let head = head?;
         let job = Opened::of(codec, (profile, parts), header, (&head, body_shifts.as_deref()), kv)?;
         self.stopwatch.mark(&codec.device, stream, "inflate")?;
         let layout = self.lay_out(codec, stream, &job)?;
