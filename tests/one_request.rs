@@ -110,7 +110,6 @@ async fn a_cache_coded_after_the_prompt_is_whole_and_one_coded_meanwhile_overlap
     let gbps = if cluster_tests::kit::device() == DeviceChoice::Cpu { 0.02 } else { 2.0 };
     let mut kit = Kit::start_with(|options| options.prefill_nodes = 0).await;
     let adjust = |config: &mut prefill_node::Config| {
-        config.node.chunk_tokens = Some(256);
         config.node.link_gbps = gbps;
     };
     kit.cluster.add_prefill(adjust).await.unwrap();

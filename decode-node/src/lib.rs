@@ -54,7 +54,7 @@ pub async fn start(
         max_session_tokens: config.node.max_session_tokens(&runtime.served),
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
-        chunk_tokens: config.node.chunk_tokens(),
+        chunk_tokens: config.node.chunk_tokens,
         after_chunk_tokens: 0,
     };
     let load = server.load();

@@ -60,7 +60,7 @@ impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime) -> Result<Self, StartError> {
         let metrics = Metrics::new(&runtime.registry);
         let served = Arc::clone(&runtime.served);
-        let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens() as usize);
+        let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens as usize);
         let (shared, shutdown) = (Arc::clone(&served), runtime.shutdown.clone());
         let engine = Engine::start(shared, chunk, sessions as usize, metrics.clone(), shutdown)?;
         let capacity = Capacity::new(sessions, config.node.kv_capacity_tokens);

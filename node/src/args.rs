@@ -45,9 +45,10 @@ pub struct NodeArgs {
     /// Let `PUT /link` on the admin face change that speed while the node runs, as `kvferry bench cluster` does.
     #[arg(long, env = "KVFERRY_LINK_ADMIN")]
     pub link_admin: bool,
-    /// Tokens of a prompt that are run, coded and sent as one chunk [default: 256 on the CPU, 1024 on a GPU].
-    #[arg(long, env = "KVFERRY_CHUNK_TOKENS", value_parser = clap::value_parser!(u32).range(16..=8192))]
-    pub chunk_tokens: Option<u32>,
+    /// Tokens of a prompt that are run, coded and sent as one chunk. A GPU runs longer ones quicker, but has shorter ones on their way
+    /// sooner; it runs prompts whole whose cache is coded at their end.
+    #[arg(long, env = "KVFERRY_CHUNK_TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=8192))]
+    pub chunk_tokens: u32,
     /// Prompts or sessions taken at once; more are refused as busy.
     #[arg(long, env = "KVFERRY_MAX_NUM_SEQS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub max_num_seqs: u32,
@@ -76,21 +77,11 @@ impl NodeArgs {
             admin_listen: any_port,
             link_gbps: 0.0,
             link_admin: false,
-            chunk_tokens: None,
+            chunk_tokens: 256,
             max_num_seqs: 64,
             kv_capacity_tokens: 65_536,
             max_model_len: None,
         }
-    }
-
-    /// Tokens of a prompt that go together: as asked for, otherwise what the device is quick with.
-    #[must_use]
-    pub fn chunk_tokens(&self) -> u32 {
-        let usual = match self.device {
-            DeviceChoice::Cpu => 256,
-            DeviceChoice::Cuda(_) => 1024,
-        };
-        self.chunk_tokens.unwrap_or(usual)
     }
 
     /// Longest prompt plus generation that the node takes with this model.

@@ -42,10 +42,10 @@ pub async fn start(
     shutdown: Shutdown,
 ) -> Result<Runtime, StartError> {
     let runtime = Runtime::bind(&config.node, Role::Prefill, served, identity, shutdown).await?;
-    let chunk_bytes = config.node.chunk_tokens() as usize * runtime.served.layout.bytes_per_token();
+    let chunk_bytes = config.node.chunk_tokens as usize * runtime.served.layout.bytes_per_token();
     if chunk_bytes > MAX_CHUNK_BYTES {
         let fits = MAX_CHUNK_BYTES / runtime.served.layout.bytes_per_token();
-        let asked = config.node.chunk_tokens();
+        let asked = config.node.chunk_tokens;
         let message = format!("--chunk-tokens {asked} makes chunks too large to send; {fits} fit this model");
         return Err(StartError::Flag(message));
     }
@@ -57,7 +57,7 @@ pub async fn start(
         max_session_tokens,
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
-        chunk_tokens: config.node.chunk_tokens(),
+        chunk_tokens: config.node.chunk_tokens,
         after_chunk_tokens: config.after_chunk(runtime.served.layout.bytes_per_token()) as u32,
     };
     let load = server.load();

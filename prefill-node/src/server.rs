@@ -34,7 +34,7 @@ impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime, dialer: Dialer) -> Result<Self, node::StartError> {
         let admitted = config.node.max_num_seqs;
         let metrics = Metrics::new(&runtime.registry);
-        let (served, chunk) = (Arc::clone(&runtime.served), config.node.chunk_tokens() as usize);
+        let (served, chunk) = (Arc::clone(&runtime.served), config.node.chunk_tokens as usize);
         let engine = Engine::start(
             served,
             chunk,
