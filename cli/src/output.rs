@@ -1,7 +1,10 @@
-//! Standard output for results. A reader that has had enough (`| head`) ends the command quietly.
+//! Standard output for results, and the sign on standard error that work goes on. A reader that has had enough (`| head`) ends the command quietly.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write, stdout};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
 
 /// Prints a line.
 ///
@@ -12,4 +15,11 @@ pub fn line(text: impl Display) -> anyhow::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         outcome => Ok(outcome?),
     }
+}
+
+/// Turns beside `message` until it is finished and cleared.
+pub(crate) fn spinner(message: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }

@@ -22,8 +22,6 @@ use crate::tickets::{Delivered, Tickets};
 
 /// How long the router may take to say what a stream is for.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
-/// How long the router may take to have a request's last words.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the engine may take for one token; far above any step, below forever.
 const ENGINE_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -128,9 +126,9 @@ impl Server {
             }
             Err(Broken::Router(error)) => return span.in_scope(|| info!(%error, "the router is gone")),
         };
-        if stream.sender.send(&last).await.is_ok() && stream.sender.finish().is_ok() {
+        if stream.sender.send(&last).await.is_ok() {
             // A node that drains closes its connections with its last task: not before the router has everything.
-            drop(tokio::time::timeout(LAST_WORDS_DEADLINE, stream.sender.stopped()).await);
+            drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
         }
     }
 

@@ -20,6 +20,9 @@ pub mod runtime;
 pub mod sampling;
 pub mod units;
 
+/// How long the router may take to have a request's last words.
+pub const LAST_WORDS_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
+
 pub use args::NodeArgs;
 pub use capacity::{Admitted, Capacity};
 pub use compute::{DeviceChoice, Served};

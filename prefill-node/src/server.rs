@@ -104,7 +104,8 @@ impl Server {
         let Some(result) = outcome else { return };
         let reply = result.map_or_else(FromPrefill::Fail, |()| FromPrefill::Prefilled);
         if stream.sender.send(&reply).await.is_ok() {
-            drop(stream.sender.finish());
+            // A node that drains closes its connections with its last task: not before the router has everything.
+            drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
         }
     }
 

@@ -122,6 +122,18 @@ impl Sender {
         self.stream.finish().map_err(|_closed| SendError::Closed)
     }
 
+    /// Ends the stream with everything delivered, or after `deadline` without: for the last words of a task with which the connection may
+    /// close.
+    ///
+    /// # Errors
+    /// As [`Sender::finish`].
+    pub async fn deliver(&mut self, deadline: Duration) -> Result<(), SendError> {
+        self.finish()?;
+        // Whoever does not take them in time, or at all, has no claim to them.
+        drop(tokio::time::timeout(deadline, self.stopped()).await);
+        Ok(())
+    }
+
     /// Drops everything that was not delivered yet and tells the peer why.
     pub fn reset(&mut self, code: StreamCode) {
         if self.state != SendState::Closed {

@@ -48,8 +48,7 @@ impl Theirs {
 }
 
 /// Some prompt of the asked length; its content does not change the work.
-pub(crate) fn prompt(llama: &Llama, tokens: usize) -> Vec<u32> {
-    let vocab = llama.config().vocab_size;
+pub(crate) fn prompt(vocab: usize, tokens: usize) -> Vec<u32> {
     (0..tokens).map(|i| ((i * 7919 + i * i % 613) % (vocab / 2)) as u32).collect()
 }
 
@@ -63,7 +62,7 @@ pub(crate) fn run_prompt(llama: &Llama, tokens: &[u32], more: usize) -> anyhow::
 
 pub(crate) fn prefill(args: &Args) -> anyhow::Result<Figures> {
     let (ours, theirs) = (Llama::load(&args.model)?, Theirs::load(&args.model)?);
-    let tokens = prompt(&ours, args.tokens);
+    let tokens = prompt(ours.config().vocab_size, args.tokens);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for run in 0..=args.runs {
         let our_time = seconds(|| run_prompt(&ours, &tokens, 0))?.0;
@@ -78,7 +77,7 @@ pub(crate) fn prefill(args: &Args) -> anyhow::Result<Figures> {
 
 pub(crate) fn decode(args: &Args, batch: usize) -> anyhow::Result<Figures> {
     let (ours, theirs) = (Llama::load(&args.model)?, Theirs::load(&args.model)?);
-    let tokens = prompt(&ours, args.tokens);
+    let tokens = prompt(ours.config().vocab_size, args.tokens);
     let filled = run_prompt(&ours, &tokens, STEPS)?;
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for run in 0..=args.runs {

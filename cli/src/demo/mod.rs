@@ -19,7 +19,7 @@ use service::Shutdown;
 
 use crate::client::Client;
 use crate::cluster::{LocalCluster, Options};
-use crate::output::line;
+use crate::output::{line, spinner};
 use crate::prompts::{Task, retrieval, text_tokens};
 
 /// Lengths of the built-in prompts, in tokens.
@@ -131,12 +131,6 @@ fn print_help(cluster: &LocalCluster, model_id: &str) -> anyhow::Result<()> {
         "curl {url}/v1/completions -H 'content-type: application/json' -d '{{\"model\": \"{model_id}\", \
          \"prompt\": \"The linker reports\", \"max_tokens\": 32, \"kv_transfer\": true}}'\n"
     ))
-}
-
-fn spinner(message: &str) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message(message.to_owned());
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    spinner
 }
 
 fn bar_style() -> ProgressStyle {

@@ -10,16 +10,26 @@ use anyhow::Context;
 use codec::probe::synthetic::{HashedFeatures, Synthetic};
 use codec::{KvLayout, Plan, TokenFeatures};
 use half::bf16;
-use indicatif::{ProgressBar, ProgressStyle};
 use model::{Config, Weights, inv_freq};
 use node::args::default_model_dir;
 use node::loaded::{PLAN_FILE, layout};
 use rayon::prelude::*;
 
+use crate::output::spinner;
+
 use super::shape::{Content, Shape, Tensor};
 
 /// What the layers' outputs are multiplied with to be next to nothing.
 const QUIET: f32 = 1e-4;
+
+/// The embedded model's plan, whose spectrum synthetic ones take over.
+pub(crate) fn measured_plan() -> anyhow::Result<Plan> {
+    let path = default_model_dir().join(PLAN_FILE);
+    let bytes = std::fs::read(&path).with_context(|| {
+        format!("cannot read {}, whose spectrum is taken over; run this where models/ lies", path.display())
+    })?;
+    Ok(Plan::from_bytes(&bytes)?)
+}
 
 /// A model whose rows are linear in its tokens.
 pub(super) struct Linear {
@@ -30,14 +40,7 @@ pub(super) struct Linear {
 
 impl Linear {
     pub(super) fn new(shape: Shape, seed: u64) -> anyhow::Result<Self> {
-        let path = default_model_dir().join(PLAN_FILE);
-        let bytes = std::fs::read(&path).with_context(|| {
-            format!(
-                "cannot read {}, whose spectrum is taken over; run this where models/ lies",
-                path.display()
-            )
-        })?;
-        Ok(Self { shape, seed, measured: Plan::from_bytes(&bytes)? })
+        Ok(Self { shape, seed, measured: measured_plan()? })
     }
 
     /// Gives the tensors of `checkpoint` that matter their content.
@@ -90,12 +93,4 @@ impl Linear {
         let features: Arc<dyn TokenFeatures> = Arc::new(features);
         Ok(Synthetic::linear(layout, fingerprint, &self.measured, features, self.seed)?)
     }
-}
-
-fn spinner(message: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg}, {elapsed}");
-    let spinner = ProgressBar::new_spinner().with_message(message);
-    spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    spinner.enable_steady_tick(std::time::Duration::from_millis(200));
-    spinner
 }

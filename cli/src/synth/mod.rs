@@ -13,6 +13,8 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use node::args::default_model_dir;
 use serde_json::{Value, json};
 
+#[cfg(feature = "cuda")]
+pub(crate) use linear::measured_plan;
 pub use shape::Shape;
 use shards::Shard;
 

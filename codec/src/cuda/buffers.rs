@@ -89,6 +89,21 @@ impl<T: DeviceRepr + gpu::ValidAsZeroBits> GrownPinned<T> {
     }
 }
 
+impl<T: DeviceRepr + gpu::ValidAsZeroBits + Copy> GrownPinned<T> {
+    /// Queues a copy of `from` through this memory to the start of `to`. No earlier one may be in flight.
+    pub(super) fn upload(
+        &mut self,
+        device: &Device,
+        stream: &Arc<CudaStream>,
+        from: &[T],
+        to: &mut Grown<T>,
+    ) -> Result<()> {
+        let host = self.reserve(device, from.len())?;
+        host.as_mut_slice()?[..from.len()].copy_from_slice(from);
+        host.copy_to(stream, from.len(), to.reserve(device, stream, from.len())?)
+    }
+}
+
 /// First element of a buffer.
 pub(super) fn pointer<T: DeviceRepr>(memory: &CudaSlice<T>) -> CUdeviceptr {
     memory.device_ptr(memory.stream()).0

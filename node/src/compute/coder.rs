@@ -97,7 +97,12 @@ impl super::Served {
                 loaded.encoder(coding, prompt).map(Coder::Host).map_err(invalid)
             }
             #[cfg(feature = "cuda")]
-            super::served::Place::Device(device) => device.coder(coding, prompt).map(Coder::Device),
+            super::served::Place::Device(device) => {
+                // What the codec refuses, it refuses on the CPU as well.
+                let (layout, plan) = (self.layout.clone(), self.plan.clone());
+                Encoder::new(layout, self.fingerprint, plan, coding, prompt.len()).map_err(invalid)?;
+                Ok(Coder::Device(device.coder(coding, prompt)))
+            }
         }
     }
 

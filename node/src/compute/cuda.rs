@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceTokenFeatures};
-use codec::{CodecKind, Coding, Encoder, KvLayout, Limits, Plan, importance};
+use codec::{CodecKind, Coding, KvLayout, Limits, Plan, importance};
 use gpu::{CUdeviceptr, CudaStream, KvPages, KvPool};
 use model::Config;
 use model::cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary};
@@ -15,11 +15,11 @@ use transport::message::{Failure, FailureKind};
 use super::cache::Cache;
 use super::runner::{Runner, Step};
 use super::served::Sizes;
-use crate::failure::{fail, internal, invalid};
+use crate::failure::{fail, internal};
 use crate::loaded::{LoadError, find_plan, layout};
 
 /// Tokens of one prefill call: enough to keep every unit of the card busy, and scratch memory of half a gigabyte for Llama 3.2 1B.
-pub(crate) const MAX_CHUNK: usize = 8_192;
+pub const MAX_CHUNK: usize = 8_192;
 /// Tokens of the prompt that warms the device up.
 const WARM_UP_TOKENS: usize = 1_024;
 /// Encoders (and decoders) per node: while one's bytes are copied and sealed by the host, the other has the card.
@@ -32,9 +32,6 @@ pub(crate) struct Device {
     stream: Arc<CudaStream>,
     llama: Mutex<Option<Box<CudaLlama>>>,
     pool: Arc<KvPool>,
-    layout: KvLayout,
-    fingerprint: [u8; 16],
-    plan: Option<Arc<Plan>>,
     encoders: Arc<Lot<CudaEncoder>>,
     decoders: Arc<Lot<CudaDecoder>>,
 }
@@ -85,22 +82,15 @@ impl Device {
         let features: Arc<dyn DeviceTokenFeatures> = Arc::new(Vocabulary(llama.vocabulary()));
         let fingerprint = llama.fingerprint();
         let codec = CudaCodec::new(&device, layout.clone(), fingerprint, plan.clone(), Some(features))?;
-        let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<_, _>>()?;
-        let decoders = (0..CODERS).map(|_| codec.decoder(Limits::default())).collect::<Result<_, _>>()?;
+        let encoders = (0..CODERS).map(|_| codec.encoder()).collect::<Result<Vec<_>, _>>()?;
+        let decoders =
+            (0..CODERS).map(|_| codec.decoder(Limits::default())).collect::<Result<Vec<_>, _>>()?;
+        let (encoders, decoders) = (Lot::of(encoders), Lot::of(decoders));
         llama.prepare_steps(&pool, sizes.sessions)?;
-        warm_up(&mut llama, &pool, &stream, &codec, plan.is_some())?;
+        warm_up(&mut llama, &pool, &stream, (&encoders, &decoders), plan.is_some())?;
         let facts = (llama.config().clone(), fingerprint, layout.clone(), plan);
-        let device = Self {
-            device,
-            stream,
-            llama: Mutex::new(Some(Box::new(llama))),
-            pool,
-            layout: layout.clone(),
-            fingerprint,
-            plan: facts.3.clone(),
-            encoders: Lot::of(encoders),
-            decoders: Lot::of(decoders),
-        };
+        let device =
+            Self { device, stream, llama: Mutex::new(Some(Box::new(llama))), pool, encoders, decoders };
         Ok(LoadedDevice { device, facts })
     }
 
@@ -119,11 +109,8 @@ impl Device {
         CudaCache::new(&self.pool, &self.stream, tokens).map(Cache::Device).map_err(busy)
     }
 
-    pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> Result<DeviceCoder, Failure> {
-        // What the codec refuses, it refuses for any prompt.
-        let (layout, plan) = (self.layout.clone(), self.plan.clone());
-        Encoder::new(layout, self.fingerprint, plan, coding, prompt.len()).map_err(invalid)?;
-        Ok(DeviceCoder { encoders: Arc::clone(&self.encoders), coding, ids: Arc::from(prompt) })
+    pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> DeviceCoder {
+        DeviceCoder { encoders: Arc::clone(&self.encoders), coding, ids: Arc::from(prompt) }
     }
 
     pub(crate) fn importer(&self, coding: Coding) -> DeviceImporter {
@@ -137,7 +124,7 @@ fn warm_up(
     llama: &mut CudaLlama,
     pool: &Arc<KvPool>,
     stream: &Arc<CudaStream>,
-    codec: &Arc<CudaCodec>,
+    (encoders, decoders): (&Lot<CudaEncoder>, &Lot<CudaDecoder>),
     has_plan: bool,
 ) -> Result<(), LoadError> {
     let tokens = WARM_UP_TOKENS.min(llama.config().max_position_embeddings).min(pool.free_tokens());
@@ -149,8 +136,8 @@ fn warm_up(
     received.into_host()?;
     let kind = if has_plan { CodecKind::Kvtc } else { CodecKind::Raw };
     let coding = Coding { kind, tier: 32 };
-    let chunk = codec.encoder()?.encode(coding, &ids, cache.view(), 0..tokens, None)?;
-    codec.decoder(Limits::default())?.decode(&chunk, Some(coding), cache.view())?;
+    let chunk = encoders.with(|encoder| encoder.encode(coding, &ids, cache.view(), 0..tokens, None))?;
+    decoders.with(|decoder| decoder.decode(&chunk, Some(coding), cache.view()))?;
     Ok(())
 }
 

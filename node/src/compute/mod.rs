@@ -15,5 +15,7 @@ mod served;
 pub use cache::{Cache, Part, Received};
 pub use choice::DeviceChoice;
 pub use coder::{Coder, Importer};
+#[cfg(feature = "cuda")]
+pub use cuda::MAX_CHUNK;
 pub use runner::{Runner, Step};
 pub use served::{Served, Sizes};

@@ -7,16 +7,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceFeatureTable, DeviceTokenFeatures};
 use codec::probe::synthetic::{HashedFeatures, Synthetic, shifts};
-use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, Plan, TokenFeatures};
+use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, TokenFeatures};
 use gpu::{Device, KvPages, KvPool, KvShape};
 use model::Config;
-use node::args::default_model_dir;
-use node::loaded::{PLAN_FILE, layout};
+use node::loaded::layout;
 use node::prompt::pieces;
 
 use super::{Subject, config_of};
 use crate::bench::timing::{Figures, median, seconds};
-use crate::synth::Shape;
+use crate::synth::{Shape, measured_plan};
 
 /// Whose plan it is.
 const FINGERPRINT: [u8; 16] = [7; 16];
@@ -77,12 +76,9 @@ impl Bench {
         let device = Device::open(subject.ordinal)?;
         let stream = device.stream()?;
         let layout = layout(config, &model::inv_freq(&config.rope, config.head_dim));
-        let path = default_model_dir().join(PLAN_FILE);
-        let measured = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let features = HashedFeatures { width: config.hidden_size, vocabulary: VOCABULARY };
         let known: Arc<dyn TokenFeatures> = Arc::new(features);
-        let synthetic =
-            Synthetic::new(&layout, FINGERPRINT, &Plan::from_bytes(&measured)?, Some((CONTEXT, known)), 1)?;
+        let synthetic = Synthetic::new(&layout, FINGERPRINT, &measured_plan()?, Some((CONTEXT, known)), 1)?;
         let ids = synthetic.ids(subject.tokens, 2);
         let cut = pieces(subject.tokens, chunk);
         let blocks = cut.map(|piece| synthetic.block(piece.start, piece.len(), &ids, 3));

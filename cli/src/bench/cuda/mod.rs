@@ -13,6 +13,7 @@ use anyhow::Context;
 use gpu::{CudaStream, Device, KvPool};
 use model::Config;
 use model::cuda::{CudaCache, CudaLlama};
+use node::compute::MAX_CHUNK;
 
 use super::timing::Figures;
 use crate::synth::Shape;
@@ -21,8 +22,6 @@ pub(crate) use codec::codec;
 pub(crate) use decode::decode;
 pub(crate) use prefill::prefill;
 
-/// Tokens of one prefill call, as nodes have it.
-const MAX_CHUNK: usize = 8_192;
 /// Seed of random weights.
 const SEED: u64 = 7;
 
@@ -74,8 +73,7 @@ impl Ready {
 
     /// Some prompt of the asked length; its content does not change the work.
     fn prompt(&self, tokens: usize) -> Vec<u32> {
-        let vocab = self.llama.config().vocab_size;
-        (0..tokens).map(|i| ((i * 7919 + i * i % 613) % (vocab / 2)) as u32).collect()
+        super::model::prompt(self.llama.config().vocab_size, tokens)
     }
 
     /// What every measurement says of itself.

@@ -156,10 +156,7 @@ impl Work {
     /// Uploads what the kernels are told.
     fn lay_out(&mut self, codec: &CudaCodec, stream: &Arc<CudaStream>, job: &Opened<'_>) -> Result<Layout> {
         let (words, slots, sides, ids) = job.words();
-        let len = words.all.len();
-        let host = self.host_words.reserve(&codec.device, len)?;
-        host.as_mut_slice()?[..len].copy_from_slice(&words.all);
-        host.copy_to(stream, len, self.words.reserve(&codec.device, stream, len)?)?;
+        self.host_words.upload(&codec.device, stream, &words.all, &mut self.words)?;
         let (base, place) = (self.words.pointer(), job.header.place());
         let before = (job.parts.ids + job.parts.shifts + 2 * job.parts.exact) as u64;
         let packed = [before, before + job.sides[0].len as u64].map(|at| self.payload.pointer() + at);

@@ -103,10 +103,7 @@ impl Work {
     ) -> Result<[u32; COUNTS.len()]> {
         self.stopwatch.start(&codec.device, stream)?;
         let (words, parts) = job.words(ids);
-        let len = words.all.len();
-        let host = self.host_words.reserve(&codec.device, len)?;
-        host.as_mut_slice()?[..len].copy_from_slice(&words.all);
-        host.copy_to(stream, len, self.words.reserve(&codec.device, stream, len)?)?;
+        self.host_words.upload(&codec.device, stream, &words.all, &mut self.words)?;
         let value_symbols = job.packed[0].next_multiple_of(ALIGN);
         self.packed.zeros(&codec.device, stream, (value_symbols + job.packed[1]).div_ceil(4))?;
         let mut sinks = Vec::with_capacity(2);
