@@ -25,6 +25,7 @@ pub mod detokenizer;
 pub mod error;
 mod fields;
 pub mod models;
+mod pieces;
 pub mod request;
 pub mod response;
 pub mod sse;

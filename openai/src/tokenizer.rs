@@ -10,6 +10,10 @@ use serde::de::DeserializeOwned;
 use tokenizers::DecoderWrapper;
 
 use crate::detokenizer::{Detokenizer, TokenBytes};
+use crate::pieces;
+
+/// Shortest piece of a text that is worth a thread of its own, in bytes.
+const PIECE_BYTES: usize = 2048;
 
 /// A model's tokenizer. Clones share it.
 #[derive(Debug, Clone)]
@@ -20,6 +24,8 @@ pub struct Tokenizer {
     begin_of_text: Option<u32>,
     /// Ids that the model has an embedding for are below this.
     vocab_size: u32,
+    /// Whether a long text may be cut and shared between threads.
+    may_cut: bool,
 }
 
 /// A tokenizer that cannot be used.
@@ -112,7 +118,9 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
         let path = dir.join("tokenizer.json");
         let unusable = |reason: String| LoadError::Content { path: path.clone(), reason };
-        let inner = tokenizers::Tokenizer::from_bytes(read(&path)?).map_err(|e| unusable(e.to_string()))?;
+        let bytes = read(&path)?;
+        let inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| unusable(e.to_string()))?;
+        let may_cut = serde_json::from_slice(&bytes).is_ok_and(|json| pieces::may_cut(&json));
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(unusable("its decoder is not ByteLevel; use a Llama 3 tokenizer".into()));
         }
@@ -128,21 +136,23 @@ impl Tokenizer {
         };
         let ModelConfig { vocab_size } = read_json(&dir.join("config.json"))?;
         let bytes = Arc::new(TokenBytes::of(&inner));
-        Ok(Self { inner: Arc::new(inner), bytes, begin_of_text, vocab_size })
+        Ok(Self { inner: Arc::new(inner), bytes, begin_of_text, vocab_size, may_cut })
     }
 
     /// The text as token ids, with begin-of-text before it unless the text itself starts with it. Time grows with
-    /// the text: milliseconds per 10 KiB, so long texts belong on a thread that may block.
+    /// the text: milliseconds per 10 KiB and core, so long texts belong on a thread that may block.
     ///
     /// # Errors
     /// See [`EncodeError`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        let encoding = self
+        let pieces = if self.may_cut { pieces::cut(text, PIECE_BYTES) } else { vec![text] };
+        let encodings = self
             .inner
-            .encode_fast(text, false)
+            .encode_batch_fast(pieces, false)
             .map_err(|e| EncodeError::Tokenizer { reason: e.to_string() })?;
-        let begin = self.begin_of_text.filter(|begin| encoding.get_ids().first() != Some(begin));
-        let ids: Vec<u32> = begin.into_iter().chain(encoding.get_ids().iter().copied()).collect();
+        let text_ids = || encodings.iter().flat_map(|encoding| encoding.get_ids().iter().copied());
+        let begin = self.begin_of_text.filter(|begin| text_ids().next() != Some(*begin));
+        let ids: Vec<u32> = begin.into_iter().chain(text_ids()).collect();
         match ids.iter().find(|&&id| id >= self.vocab_size) {
             None => Ok(ids),
             Some(&id) => Err(EncodeError::OutOfVocabulary {

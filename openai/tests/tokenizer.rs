@@ -66,6 +66,17 @@ fn ids_are_those_that_the_librarys_own_template_gives() {
 }
 
 #[test]
+fn a_text_that_is_shared_between_threads_gives_the_same_ids() {
+    // Every source file here, each long enough to be cut and with words, numbers, indents and tables.
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["src/request.rs", "tests/tokenizer.rs", "../README.md", "../docs/wire-protocol.md", "../Cargo.lock"] {
+        let text = std::fs::read_to_string(dir.join(file)).unwrap();
+        assert!(text.len() > 6000, "{file} is too short to be cut");
+        assert_eq!(OURS.encode(&text).unwrap(), LIBRARY.encode(text.as_str(), true).unwrap().get_ids(), "{file}");
+    }
+}
+
+#[test]
 fn special_tokens_give_no_text() {
     let mut ids = OURS.encode("one").unwrap();
     ids.push(8180);
