@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn cuts_lie_between_a_letter_and_a_space() {
-        assert_eq!(cut("one two three four five six", 5), ["one two", " three", " four five six"]);
+        assert_eq!(cut("one two three four five six", 5), ["one two", " three", " four", " five six"]);
         assert_eq!(cut("1 2 3 4 5 6 7 8", 2), ["1 2 3 4 5 6 7 8"]);
         assert_eq!(cut("", 4), [""]);
     }

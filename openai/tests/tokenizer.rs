@@ -67,12 +67,18 @@ fn ids_are_those_that_the_librarys_own_template_gives() {
 
 #[test]
 fn a_text_that_is_shared_between_threads_gives_the_same_ids() {
-    // Every source file here, each long enough to be cut and with words, numbers, indents and tables.
+    // Files of this repository, each long enough to be cut and with words, numbers, indents and tables.
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["src/request.rs", "tests/tokenizer.rs", "../README.md", "../docs/wire-protocol.md", "../Cargo.lock"] {
+    for file in
+        ["src/chat.rs", "tests/tokenizer.rs", "../README.md", "../docs/wire-protocol.md", "../Cargo.lock"]
+    {
         let text = std::fs::read_to_string(dir.join(file)).unwrap();
         assert!(text.len() > 6000, "{file} is too short to be cut");
-        assert_eq!(OURS.encode(&text).unwrap(), LIBRARY.encode(text.as_str(), true).unwrap().get_ids(), "{file}");
+        assert_eq!(
+            OURS.encode(&text).unwrap(),
+            LIBRARY.encode(text.as_str(), true).unwrap().get_ids(),
+            "{file}"
+        );
     }
 }
 
