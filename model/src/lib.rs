@@ -34,5 +34,5 @@ pub use error::{Error, Result};
 pub use kv_cache::{KvCache, KvElement};
 pub use llama::{Llama, LogitsOf, Sequence};
 pub use rope::{RopeTable, inv_freq};
-pub use sampling::Sampling;
+pub use sampling::{Drawn, Draws, Edits, Logprobs, Sampling};
 pub use weights::Weights;

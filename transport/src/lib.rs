@@ -11,7 +11,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`ids`], [`message`], [`frame`] | what crosses the wire; no I/O in these three |
+//! | [`ids`], [`message`], `sampling`, [`frame`] | what crosses the wire; no I/O in these four |
 //! | [`tls`] | certificates: who may take part |
 //! | [`endpoint`], `admission` | the UDP socket: dial, accept; one handshake under its deadline |
 //! | [`handshake`] | what two peers must agree on before the first stream |
@@ -61,11 +61,11 @@
 //! asking.sender.send(&"a request").await?;
 //! asking.sender.finish()?;
 //! let mut answering = to_router.accept().await?;
-//! answering.sender.send(&FromDecode::Token { id: 300 }).await?;
+//! answering.sender.send(&FromDecode::Token { id: 300, logprobs: None }).await?;
 //! answering.sender.finish()?;
 //!
 //! let answer = asking.receiver.recv::<FromDecode>(Duration::from_secs(5)).await?;
-//! assert_eq!(answer, Frame::Message(FromDecode::Token { id: 300 }));
+//! assert_eq!(answer, Frame::Message(FromDecode::Token { id: 300, logprobs: None }));
 //! # Ok(())
 //! # }
 //! ```
@@ -84,6 +84,7 @@ pub mod message;
 mod meter;
 pub mod peer;
 pub mod probe;
+mod sampling;
 pub mod shaper;
 pub mod stats;
 pub mod stream;

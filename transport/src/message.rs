@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{InstanceId, NodeId, RequestId, Ticket};
+pub use crate::sampling::{Logprobs, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, Sampling};
 
 /// What a process is in the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -121,21 +122,6 @@ pub enum Control {
     Heartbeat(Load),
 }
 
-/// How tokens are drawn. Draws depend only on `(seed, position)`, so any node continues where another stopped.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sampling {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Nucleus mass in (0, 1]; 1 keeps everything.
-    pub top_p: f32,
-    /// Keep this many most likely tokens; 0 keeps everything.
-    pub top_k: u32,
-    /// Seed of the draws.
-    pub seed: u64,
-    /// Go on past end-of-sequence tokens.
-    pub ignore_eos: bool,
-}
-
 /// How a KV cache is to be coded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvCoding {
@@ -191,6 +177,9 @@ pub struct Reserve {
     pub max_tokens: u32,
     /// How to draw them.
     pub sampling: Sampling,
+    /// Distinct tokens of the prompt in ascending order, where draws depend on them and the cache comes from elsewhere;
+    /// otherwise none. See [`Sampling::penalized`].
+    pub prompt_ids: Vec<u32>,
     /// Where the cache comes from.
     pub source: KvSource,
 }
@@ -271,7 +260,7 @@ pub struct Transfer {
 /// Why a generation ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
-    /// An end-of-sequence token.
+    /// An end-of-sequence token, or one of [`Sampling::stop_token_ids`].
     Stop,
     /// `max_tokens` reached.
     Length,
@@ -289,6 +278,8 @@ pub enum FromDecode {
     Ready {
         /// The token that prefill (or the local prompt pass) sampled.
         first_token: u32,
+        /// How likely it was, if asked for.
+        logprobs: Option<Logprobs>,
         /// What the transfer was.
         transfer: Transfer,
     },
@@ -296,6 +287,8 @@ pub enum FromDecode {
     Token {
         /// Its id.
         id: u32,
+        /// How likely it was, if asked for.
+        logprobs: Option<Logprobs>,
     },
     /// No more tokens.
     Finished {
@@ -335,6 +328,8 @@ pub enum KvStream {
         digest: [u8; 16],
         /// First generated token.
         first_token: u32,
+        /// How likely it was, if asked for.
+        logprobs: Option<Logprobs>,
         /// What it cost.
         stats: PrefillStats,
     },

@@ -30,7 +30,25 @@ where
 }
 
 fn sampling() -> Sampling {
-    Sampling { temperature: 0.7, top_p: 0.9, top_k: 40, seed: u64::MAX, ignore_eos: true }
+    Sampling {
+        temperature: 0.7,
+        top_p: 0.9,
+        top_k: 40,
+        seed: u64::MAX,
+        ignore_eos: true,
+        min_p: 0.05,
+        presence_penalty: 0.5,
+        frequency_penalty: -0.25,
+        repetition_penalty: 1.1,
+        logit_bias: (0..MAX_LOGIT_BIAS as u32).map(|id| (id, id as f32 / 8.0 - 64.0)).collect(),
+        min_tokens: 16,
+        stop_token_ids: vec![13, u32::MAX],
+        logprobs: Some(MAX_LOGPROBS),
+    }
+}
+
+fn logprobs() -> Logprobs {
+    Logprobs { drawn: -7.5, top: (0..20).map(|id| (id * 1000, -0.25 * id as f32)).collect() }
 }
 
 fn coding() -> KvCoding {
@@ -47,6 +65,7 @@ fn reserve(source: KvSource) -> Request {
         prompt_tokens: 4096,
         max_tokens: 128,
         sampling: sampling(),
+        prompt_ids: vec![1, 2, 128_000],
         source,
     })
 }
@@ -104,8 +123,10 @@ async fn every_message_arrives_as_it_was_sent() {
         &pair,
         vec![
             FromDecode::Reserved { ticket: Ticket::random() },
-            FromDecode::Ready { first_token: 17, transfer: transfer() },
-            FromDecode::Token { id: u32::MAX },
+            FromDecode::Ready { first_token: 17, logprobs: None, transfer: transfer() },
+            FromDecode::Ready { first_token: 17, logprobs: Some(logprobs()), transfer: transfer() },
+            FromDecode::Token { id: u32::MAX, logprobs: None },
+            FromDecode::Token { id: 0, logprobs: Some(logprobs()) },
             FromDecode::Finished { reason: FinishReason::Length },
             FromDecode::Fail(failure()),
         ],
@@ -125,7 +146,13 @@ async fn a_prompt_of_128k_tokens_fits_a_message() {
 async fn a_cache_travels_as_data_between_messages() {
     let pair = pair(EndpointConfig::default()).await;
     let begin = KvStream::Begin { ticket: Ticket::random(), coding: coding(), prompt_tokens: 9 };
-    let end = KvStream::End { chunks: 3, digest: [3; 16], first_token: 4, stats: PrefillStats::default() };
+    let end = KvStream::End {
+        chunks: 3,
+        digest: [3; 16],
+        first_token: 4,
+        logprobs: Some(logprobs()),
+        stats: PrefillStats::default(),
+    };
     let chunks = [Bytes::from(vec![1; 3_000_000]), Bytes::new(), Bytes::from_static(b"last")];
     let mut here = pair.prefill.open().await.unwrap();
     let (sent, expected) = (begin.clone(), chunks.clone());
@@ -155,8 +182,28 @@ async fn a_cache_travels_as_data_between_messages() {
 
 #[test]
 fn a_token_is_encoded_as_documented() {
-    let frame = transport::frame::encode_message(&FromDecode::Token { id: 300 }).unwrap();
-    assert_eq!(frame[..], [0x01, 0x03, 0x00, 0x00, 0x00, 0x02, 0xac, 0x02]);
+    let frame = transport::frame::encode_message(&FromDecode::Token { id: 300, logprobs: None }).unwrap();
+    assert_eq!(frame[..], [0x01, 0x04, 0x00, 0x00, 0x00, 0x02, 0xac, 0x02, 0x00]);
+}
+
+#[test]
+fn a_list_longer_than_its_message_is_refused() {
+    // One entry of the bias is there and 2^28 are announced.
+    let one = Sampling { logit_bias: vec![(7, 1.0)], ..Sampling::default() };
+    let payload = transport::frame::encode_message(&one).unwrap().slice(5..);
+    assert_eq!(transport::frame::decode_message::<Sampling>(&payload).unwrap(), one);
+    let at = payload.len() - (1 + 5) - 3;
+    assert_eq!(payload[at..at + 2], [1, 7]);
+    let forged = [&payload[..at], &[0x80, 0x80, 0x80, 0x80, 0x01], &payload[at + 1..]].concat();
+    assert!(transport::frame::decode_message::<Sampling>(&forged).is_err());
+}
+
+#[test]
+fn a_decode_node_is_told_of_a_prompt_what_it_penalizes() {
+    let prompt = [9, 3, 9, 0, 3];
+    assert!(Sampling::default().penalized(&prompt).is_empty());
+    let penalizing = Sampling { repetition_penalty: 1.1, ..Sampling::default() };
+    assert_eq!(penalizing.penalized(&prompt), [0, 3, 9]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::workspace::Workspace;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::rope::{RopeTable, inv_freq};
-use crate::sampling::Sampling;
+use crate::sampling::{Drawn, Draws};
 use crate::weights::Weights;
 
 /// A loaded Llama. All its work goes to one stream in order; nothing waits for the device unless it says so.
@@ -169,13 +169,16 @@ impl CudaLlama {
         Ok(self.stream.synchronize().map_err(gpu::Error::from)?)
     }
 
-    /// Waits for the token that the last call's logits give at `position` of the sequence. Only a greedy one leaves the logits where they
-    /// are.
+    /// Waits for the token that the last call's logits give at `position` of the sequence. Only a greedy one of which nothing else is asked
+    /// leaves the logits where they are.
     ///
     /// # Errors
     /// What earlier work failed with.
-    pub fn draw(&mut self, sampling: &Sampling, position: usize) -> Result<u32> {
-        if sampling.is_greedy() { self.greedy() } else { Ok(sampling.draw(&self.logits()?, position)) }
+    pub fn draw(&mut self, draws: &Draws, position: usize) -> Result<Drawn> {
+        if draws.is_plain() && draws.sampling().is_greedy() {
+            return Ok(self.greedy()?.into());
+        }
+        Ok(draws.draw(&mut self.logits()?, position))
     }
 
     /// Waits for the most likely token by the last call's logits, the first of equals.

@@ -23,8 +23,8 @@ pub use identity::{Identity, IdentityError};
 /// DNS name that every certificate of a cluster carries.
 pub const SERVER_NAME: &str = "kvferry";
 /// Protocol and version, agreed on in the TLS handshake.
-pub const ALPN: &[u8] = b"kvferry/2";
-pub(crate) const ALPN_TEXT: &str = "kvferry/2";
+pub const ALPN: &[u8] = b"kvferry/3";
+pub(crate) const ALPN_TEXT: &str = "kvferry/3";
 
 /// TLS for dialling out.
 pub(crate) fn client_config(identity: &Identity) -> Result<quinn::ClientConfig, IdentityError> {

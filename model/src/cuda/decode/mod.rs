@@ -2,7 +2,7 @@
 //!
 //! A step is one recorded graph: the inputs' copy, the launches, the tokens' copy back. What differs from step to step (tokens, positions,
 //! page tables, shares of attention) lies in device memory. Sessions that draw their tokens add a search for candidates; everything is waited
-//! for once.
+//! for once. Only sessions that edit their logits, or are told how likely tokens were, have these copied to the host after that.
 
 mod attention;
 mod buffers;
@@ -19,12 +19,12 @@ use gpu::{KvPool, KvView};
 
 use self::inputs::Row;
 use self::pass::Model;
-use self::sampled::Draw;
+use self::sampled::{Draw, Whole};
 pub(crate) use self::steps::Steps;
 use super::cache::CudaCache;
 use super::llama::CudaLlama;
 use crate::error::{Error, Result};
-use crate::sampling::Sampling;
+use crate::sampling::{Drawn, Draws};
 
 /// One session's part in a step.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct Step<'a> {
     /// The last token, which is not in the cache yet.
     pub token: u32,
     /// How the next one is drawn.
-    pub sampling: Sampling,
+    pub draws: &'a Draws,
 }
 
 impl CudaLlama {
@@ -65,7 +65,7 @@ impl CudaLlama {
     /// # Errors
     /// For more sessions than prepared for, a token outside of the vocabulary, a cache of another pool or without room: no cache has changed
     /// then, and the others' step can be taken without that session. When the device fails.
-    pub fn step(&mut self, batch: &mut [Step<'_>]) -> Result<Vec<u32>> {
+    pub fn step(&mut self, batch: &mut [Step<'_>]) -> Result<Vec<Drawn>> {
         self.check_step(batch)?;
         if batch.is_empty() {
             return Ok(Vec::new());
@@ -80,21 +80,11 @@ impl CudaLlama {
         let kv = KvView { table: 0, pages: 0, ..batch[0].cache.view() };
         let (model, steps) = self.step_parts()?;
         steps.run(model, &rows, kv)?;
-        let drawn = batch.iter().enumerate().filter(|(_, step)| !step.sampling.is_greedy());
-        let draws: Vec<_> = drawn
-            .map(|(row, step)| Draw { row, position: step.cache.len() + 1, sampling: step.sampling })
-            .collect();
-        steps.sampler.find(&draws, &steps.buffers.logits, &steps.buffers.tokens)?;
-        steps.stream.synchronize().map_err(gpu::Error::from)?;
-        let mut tokens = steps.buffers.host_tokens.as_slice()?[..batch.len()].to_vec();
-        let drawn = steps.sampler.finish(&draws, &steps.buffers.logits)?;
-        for (draw, token) in draws.iter().zip(drawn) {
-            tokens[draw.row] = token;
-        }
+        let drawn = draw(steps, batch)?;
         for step in batch {
             step.cache.set_len(step.cache.len() + 1)?;
         }
-        Ok(tokens)
+        Ok(drawn)
     }
 
     /// The logits that the last step left for its session `row`, `[vocab]`.
@@ -147,4 +137,29 @@ impl CudaLlama {
         }
         Ok(())
     }
+}
+
+/// Every session's next token, from what [`Steps::run`] left.
+fn draw(steps: &mut Steps, batch: &[Step<'_>]) -> Result<Vec<Drawn>> {
+    let (mut sampled, mut whole) = (Vec::new(), Vec::new());
+    for (row, step) in batch.iter().enumerate() {
+        let (position, draws, sampling) = (step.cache.len() + 1, step.draws, *step.draws.sampling());
+        match draws.is_plain() {
+            true if sampling.is_greedy() => {}
+            true => sampled.push(Draw { row, position, sampling }),
+            false => whole.push(Whole { row, position, draws }),
+        }
+    }
+    let (sampler, logits) = (&mut steps.sampler, &steps.buffers.logits);
+    sampler.find(&sampled, logits, &steps.buffers.tokens)?;
+    steps.stream.synchronize().map_err(gpu::Error::from)?;
+    let likeliest = &steps.buffers.host_tokens.as_slice()?[..batch.len()];
+    let mut drawn: Vec<Drawn> = likeliest.iter().map(|token| Drawn::from(*token)).collect();
+    for (draw, token) in sampled.iter().zip(sampler.finish(&sampled, logits)?) {
+        drawn[draw.row] = token.into();
+    }
+    for (draw, told) in whole.iter().zip(sampler.draw_whole(&whole, logits)?) {
+        drawn[draw.row] = told;
+    }
+    Ok(drawn)
 }

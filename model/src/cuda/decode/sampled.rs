@@ -1,4 +1,5 @@
-//! Draws of tokens: `kernels/candidates.cu` finds what they need of a row of logits, [`crate::sampling`] finishes them.
+//! Draws of tokens: `kernels/candidates.cu` finds what they need of a row of logits, [`crate::sampling`] finishes them. Draws that need a
+//! whole row get it, in host memory.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use rayon::prelude::*;
 
 use super::buffers::pointer;
 use crate::error::Result;
-use crate::sampling::{Candidates, Sampling};
+use crate::sampling::{Candidates, Drawn, Draws, Sampling};
 
 const FATBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/candidates.fatbin"));
 /// Of a block.
@@ -18,6 +19,8 @@ const PARTS: usize = 16;
 const BINS: usize = 2048;
 /// Most candidates of a row.
 const MOST: usize = 1024;
+/// Most whole rows in host memory at once, each drawn from by a thread of its own.
+const WHOLE_ROWS: usize = 16;
 /// Words of one row: `struct Candidates`.
 const WORDS: usize = 2 * BINS + 2 * PARTS + 2 + 2 * MOST;
 
@@ -32,6 +35,17 @@ pub(crate) struct Draw {
     pub(crate) sampling: Sampling,
 }
 
+/// A row that is drawn from, or told about, on the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Whole<'a> {
+    /// Of the logits.
+    pub(crate) row: usize,
+    /// Position that the token will have.
+    pub(crate) position: usize,
+    /// How it is drawn.
+    pub(crate) draws: &'a Draws,
+}
+
 /// The kernels on one stream, and their buffers.
 pub(crate) struct Sampler {
     stream: Arc<CudaStream>,
@@ -43,7 +57,7 @@ pub(crate) struct Sampler {
     host_draws: Pinned<u32>,
     found: CudaSlice<u32>,
     host_found: Pinned<u32>,
-    host_row: Pinned<f32>,
+    host_rows: Pinned<f32>,
 }
 
 impl Sampler {
@@ -60,7 +74,7 @@ impl Sampler {
             host_draws: Pinned::zeros(device, rows * 2)?,
             found: device.zeros(stream, "candidates of draws", rows * WORDS)?,
             host_found: Pinned::zeros(device, rows * WORDS)?,
-            host_row: Pinned::zeros(device, vocab)?,
+            host_rows: Pinned::zeros(device, rows.clamp(1, WHOLE_ROWS) * vocab)?,
         })
     }
 
@@ -127,10 +141,30 @@ impl Sampler {
 
     /// Waits for one row of logits.
     pub(crate) fn download(&mut self, row: usize, logits: &CudaSlice<f32>) -> Result<&[f32]> {
-        let from = logits.slice(row * self.vocab..(row + 1) * self.vocab);
-        self.stream.memcpy_dtoh(&from, self.host_row.as_mut_slice()?).map_err(gpu::Error::from)?;
-        self.stream.synchronize().map_err(gpu::Error::from)?;
-        Ok(self.host_row.as_slice()?)
+        self.copy_rows(std::iter::once(row), logits)?;
+        Ok(&self.host_rows.as_slice()?[..self.vocab])
+    }
+
+    /// Draws on the host, from copies of the rows; the stream must have come to an end.
+    pub(crate) fn draw_whole(&mut self, draws: &[Whole<'_>], logits: &CudaSlice<f32>) -> Result<Vec<Drawn>> {
+        let (vocab, at_once) = (self.vocab, self.host_rows.len() / self.vocab);
+        let mut drawn = Vec::with_capacity(draws.len());
+        for some in draws.chunks(at_once) {
+            self.copy_rows(some.iter().map(|draw| draw.row), logits)?;
+            let rows = self.host_rows.as_mut_slice()?.par_chunks_mut(vocab);
+            drawn.par_extend(some.par_iter().zip(rows).map(|(draw, row)| draw.draws.draw(row, draw.position)));
+        }
+        Ok(drawn)
+    }
+
+    /// Waits for rows of logits; no more than there is room for.
+    fn copy_rows(&mut self, rows: impl Iterator<Item = usize>, logits: &CudaSlice<f32>) -> Result<()> {
+        let host = self.host_rows.as_mut_slice()?;
+        for (row, to) in rows.zip(host.chunks_exact_mut(self.vocab)) {
+            let from = logits.slice(row * self.vocab..(row + 1) * self.vocab);
+            self.stream.memcpy_dtoh(&from, to).map_err(gpu::Error::from)?;
+        }
+        Ok(self.stream.synchronize().map_err(gpu::Error::from)?)
     }
 }
 
