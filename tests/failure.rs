@@ -9,7 +9,7 @@ use cluster_tests::{Kit, oracle};
 use model::Sampling;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use transport::message::FromPrefill;
+use transport::message::{FromPrefill, KvStream, Logprobs};
 
 /// How long a client that must not get a token is watched.
 const WATCHED: Duration = Duration::from_millis(500);
@@ -106,6 +106,7 @@ async fn damaged_deliveries_are_refused_and_cost_nobody_else() {
         ("missing chunk", "was to come"),
         ("swapped chunks", "was to come"),
         ("wrong digest", "digest"),
+        ("logprobs unasked", "not asked for"),
         ("cut stream", "closing message"),
     ] {
         let answer = request(&kit, &prompt);
@@ -127,12 +128,15 @@ async fn damaged_deliveries_are_refused_and_cost_nobody_else() {
             // Decode may stop the stream as soon as it sees the damage.
             drop(kv.sender.send_data(chunk).await);
         }
-        if damage == "wrong digest" {
-            let transport::message::KvStream::End { chunks, mut digest, first_token, stats } = end else {
+        if let "wrong digest" | "logprobs unasked" = damage {
+            let mut end = end;
+            let KvStream::End { digest, logprobs, .. } = &mut end else {
                 panic!("a delivery ends with its end");
             };
-            digest[0] ^= 1;
-            let end = transport::message::KvStream::End { chunks, digest, first_token, stats };
+            match damage {
+                "wrong digest" => digest[0] ^= 1,
+                _ => *logprobs = Some(Logprobs { drawn: -1.0, top: vec![] }),
+            }
             drop(kv.sender.send(&end).await);
         } else if damage != "cut stream" {
             drop(kv.sender.send(&end).await);

@@ -10,7 +10,7 @@ use codec::{CodecKind, Coding, Plan, TIERS};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use half::bf16;
-use model::{KvCache, Sampling};
+use model::{Draws, KvCache};
 use node::args::default_model_dir;
 use node::compute::Received;
 use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, pieces};
@@ -111,7 +111,7 @@ fn write_sample(args: &Args, kind: CodecKind) -> anyhow::Result<()> {
     let encoder = loaded.encoder(coding, &tokens)?;
     let mut cache: KvCache<bf16> = KvCache::new(loaded.llama.config(), tokens.len());
     let mut pass = PromptPass::new(tokens, CHUNK).collecting(loaded.layer_weights());
-    while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
+    while pass.advance(&loaded.llama, &mut cache, &Draws::GREEDY)?.1 == Progress::More {}
     let received = pass.into_received().filter(|_| kind == CodecKind::Kvtc);
     let shifts = received.map(Received::shifts).transpose()?;
     let longest = if shifts.is_some() { AFTER_CHUNK_TOKENS } else { CHUNK };

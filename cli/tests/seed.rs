@@ -10,7 +10,7 @@ use codec::{CodecKind, Coding, Plan};
 use faer::{Mat, MatRef, Side};
 use kvferry::eval::{Input, PromptRow, Protocol, Score, Sets, Subject, Way, measure, seed_report};
 use kvferry::prompts::{retrieval, text_tokens};
-use model::{KvCache, Sampling};
+use model::{Draws, KvCache};
 use node::PromptPass;
 use node::prompt::{Progress, export};
 use rand::SeedableRng;
@@ -43,7 +43,7 @@ fn with_paper(subject: &Subject) -> Plan {
     let ids = subject.tokenizer.encode(&text).unwrap();
     let mut cache = KvCache::new(loaded.llama.config(), ids.len());
     let mut pass = PromptPass::new(ids.clone(), 256);
-    while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY).unwrap().1 == Progress::More {}
+    while pass.advance(&loaded.llama, &mut cache, &Draws::GREEDY).unwrap().1 == Progress::More {}
     let block = export(&cache, 4..ids.len()).unwrap();
     let (keys, values) = fit::rows(&block, &loaded.layout).unwrap();
     let side = |rows: Vec<f32>| (principal(&rows, loaded.layout.features()), rows);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use codec::{CodecKind, Coding, Limits};
 use kvferry::synth::{Args, Shape, run};
-use model::{KvCache, Llama, LogitsOf, Sampling, Sequence};
+use model::{Draws, KvCache, Llama, LogitsOf, Sequence};
 use node::prompt::{Progress, export};
 use node::{Loaded, PromptPass};
 use openai::Tokenizer;
@@ -56,7 +56,7 @@ fn with_a_plan_the_cache_codes_like_a_real_one() {
     let ids: Vec<u32> = (0..1_700u32).map(|i| (i * 7_919 + i * i % 613) % 8_000).collect();
     let mut cache = KvCache::new(loaded.llama.config(), ids.len());
     let mut pass = PromptPass::new(ids.clone(), 256).collecting(loaded.layer_weights());
-    while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY).unwrap().1 == Progress::More {}
+    while pass.advance(&loaded.llama, &mut cache, &Draws::GREEDY).unwrap().1 == Progress::More {}
     let shifts = pass.into_received().unwrap().shifts().unwrap();
     let encoder = loaded.encoder(Coding { kind: CodecKind::Kvtc, tier: 32 }, &ids).unwrap();
     let block = export(&cache, 0..ids.len()).unwrap();

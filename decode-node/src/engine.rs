@@ -2,9 +2,9 @@
 //! there is one, so that neither starves the other (continuous batching).
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use model::Drawn;
 use node::compute::{Runner, Step};
 use node::failure::{EngineFault, internal};
 use node::prompt::{Progress, PromptPass};
@@ -21,9 +21,9 @@ use crate::session::{Session, State};
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A local prompt is done.
-    Prefilled { first_token: u32, stats: PrefillStats },
+    Prefilled { first: Drawn, stats: PrefillStats },
     /// The next token.
-    Token(u32),
+    Token(Drawn),
     /// The last one was sent.
     Finished(FinishReason),
     /// The session is lost.
@@ -61,7 +61,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the thread; `sessions` is the most that can be alive at once.
     pub(crate) fn start(
-        served: Arc<Served>,
+        served: &Served,
         chunk: usize,
         sessions: usize,
         metrics: Metrics,
@@ -69,7 +69,7 @@ impl Engine {
     ) -> Result<Self, StartError> {
         let (jobs, waiting) = mpsc::channel(sessions);
         let runner = served.runner().map_err(|failure| StartError::Flag(failure.message))?;
-        let mut batch = Batch { runner, served, metrics, active: Vec::new(), local: VecDeque::new() };
+        let mut batch = Batch { runner, metrics, active: Vec::new(), local: VecDeque::new() };
         std::thread::Builder::new()
             .name("decode-engine".into())
             .spawn(move || {
@@ -108,7 +108,6 @@ impl Engine {
 
 struct Batch {
     runner: Runner,
-    served: Arc<Served>,
     metrics: Metrics,
     active: Vec<Active>,
     local: VecDeque<Job>,
@@ -140,20 +139,13 @@ impl Batch {
 
     /// Puts a session with its first token into the batch, unless that token ends it.
     fn activate(&mut self, mut session: Session, first_token: u32, out: mpsc::Sender<Event>) {
-        session.generated = 1;
-        match self.end_after(&session, first_token) {
+        match session.push(first_token) {
             Some(reason) => finish(session, reason, &out),
             None => {
                 session.advance(State::Decoding);
                 self.active.push(Active { session, last: first_token, out });
             }
         }
-    }
-
-    fn end_after(&self, session: &Session, token: u32) -> Option<FinishReason> {
-        let eos = !session.ignore_eos && self.served.config.eos_token_ids.contains(&token);
-        let full = session.generated >= session.max_tokens;
-        if eos { Some(FinishReason::Stop) } else { full.then_some(FinishReason::Length) }
     }
 
     /// One token for every session in the batch.
@@ -166,21 +158,21 @@ impl Batch {
         let mut batch: Vec<_> = self
             .active
             .iter_mut()
-            .map(|a| Step { token: a.last, sampling: a.session.sampling, cache: &mut a.session.slot.cache })
+            .map(|a| Step { token: a.last, draws: &a.session.draws, cache: &mut a.session.slot.cache })
             .collect();
-        let tokens = match self.runner.step(&mut batch) {
-            Ok(tokens) => tokens,
+        let drawn = match self.runner.step(&mut batch) {
+            Ok(drawn) => drawn,
             Err(error) => return self.fail_all(&error),
         };
         self.metrics.steps.inc();
         self.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
         self.metrics.generated_tokens.inc_by(self.active.len() as u64);
-        for (mut active, token) in std::mem::take(&mut self.active).into_iter().zip(tokens) {
-            active.last = token;
-            active.session.generated += 1;
+        for (mut active, drawn) in std::mem::take(&mut self.active).into_iter().zip(drawn) {
+            active.last = drawn.token;
+            let end = active.session.push(drawn.token);
             // A closed channel is found at the next step's head.
-            drop(active.out.try_send(Event::Token(token)));
-            match self.end_after(&active.session, token) {
+            drop(active.out.try_send(Event::Token(drawn)));
+            match end {
                 Some(reason) => finish(active.session, reason, &active.out),
                 None => self.active.push(active),
             }
@@ -202,12 +194,12 @@ impl Batch {
         queued.get_or_insert_with(|| arrived.elapsed());
         let started = Instant::now();
         let session = &mut job.session;
-        match self.runner.advance(pass, &mut session.slot.cache, &session.sampling) {
+        match self.runner.advance(pass, &mut session.slot.cache, &session.draws) {
             Err(error) => drop(job.out.try_send(Event::Failed(internal(error)))),
             Ok((range, progress)) => {
                 *computed += started.elapsed();
                 self.metrics.local_prefill_tokens.inc_by(range.len() as u64);
-                let Progress::FirstToken(first_token) = progress else {
+                let Progress::FirstToken(first) = progress else {
                     return self.local.push_front(job);
                 };
                 let stats = PrefillStats {
@@ -218,7 +210,8 @@ impl Batch {
                     link_gbps: 0.0,
                 };
                 session.advance(State::Ready);
-                drop(job.out.try_send(Event::Prefilled { first_token, stats }));
+                let first_token = first.token;
+                drop(job.out.try_send(Event::Prefilled { first, stats }));
                 self.activate(job.session, first_token, job.out);
             }
         }

@@ -7,13 +7,15 @@ use std::time::Duration;
 use codec::{CodecKind, Coding};
 use node::failure::{fail, internal, invalid, transfer};
 use node::units::ms;
-use node::{KvDigest, Served};
+use node::{KvDigest, Served, sampling};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 use transport::ids::NodeId;
-use transport::message::{Failure, FailureKind, KvCoding, KvReply, KvStream, PrefillStats, Role, Transfer};
+use transport::message::{
+    Failure, FailureKind, KvCoding, KvReply, KvStream, Logprobs, PrefillStats, Role, Transfer,
+};
 use transport::{Endpoint, Frame, Peer, Receiver, RecvError, Stream};
 
 use crate::import::{self, Imported};
@@ -35,6 +37,7 @@ pub(crate) struct Intake {
 /// A stream that ended as it should.
 struct Complete {
     first_token: u32,
+    logprobs: Option<Logprobs>,
     stats: PrefillStats,
     decoded: Duration,
 }
@@ -98,7 +101,8 @@ impl Intake {
                     decode_ms: ms(complete.decoded),
                     prefill: complete.stats,
                 };
-                let delivered = Delivered { session, first_token: complete.first_token, transfer };
+                let Complete { first_token, logprobs, .. } = complete;
+                let delivered = Delivered { session, first_token, logprobs, transfer };
                 if outcome.send(Ok(delivered)).is_err() {
                     return; // the request is gone; dropping the stream says so
                 }
@@ -152,8 +156,8 @@ impl Intake {
                         break None;
                     }
                 }
-                Ok(Frame::Message(KvStream::End { chunks, digest, first_token, stats })) => {
-                    break Some((chunks, digest, first_token, stats));
+                Ok(Frame::Message(KvStream::End { chunks, digest, first_token, logprobs, stats })) => {
+                    break Some((chunks, digest, first_token, logprobs, stats));
                 }
                 Ok(Frame::Message(KvStream::Begin { .. })) => return Err(invalid("a KV stream begins once")),
                 Ok(Frame::End) => return Err(transfer("the KV stream ended without its closing message")),
@@ -163,14 +167,17 @@ impl Intake {
         };
         drop(chunks);
         let (session, decoded) = import.await.map_err(internal)??;
-        let (count, sum, first_token, stats) = end.ok_or_else(|| internal("the import stopped early"))?;
+        let (count, sum, first_token, logprobs, stats) =
+            end.ok_or_else(|| internal("the import stopped early"))?;
         if digest.finish() != (count, sum) {
             return Err(transfer("the digest over the chunks differs from the sender's"));
         }
-        if first_token as usize >= self.served.config.vocab_size {
+        let vocab = self.served.config.vocab_size;
+        if first_token as usize >= vocab {
             return Err(transfer(format!("first token {first_token} is outside of the vocabulary")));
         }
-        Ok((session, Complete { first_token, stats, decoded }))
+        sampling::check_told(&session.asked, logprobs.as_ref(), vocab).map_err(transfer)?;
+        Ok((session, Complete { first_token, logprobs, stats, decoded }))
     }
 }
 

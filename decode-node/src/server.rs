@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, internal, invalid};
-use node::{Capacity, Runtime, Served, StartError};
+use node::{Capacity, Runtime, Served, StartError, sampling};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tracing::{Instrument, info, info_span, warn};
@@ -61,8 +61,8 @@ impl Server {
         let metrics = Metrics::new(&runtime.registry);
         let served = Arc::clone(&runtime.served);
         let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens as usize);
-        let (shared, shutdown) = (Arc::clone(&served), runtime.shutdown.clone());
-        let engine = Engine::start(shared, chunk, sessions as usize, metrics.clone(), shutdown)?;
+        let shutdown = runtime.shutdown.clone();
+        let engine = Engine::start(&served, chunk, sessions as usize, metrics.clone(), shutdown)?;
         let capacity = Capacity::new(sessions, config.node.kv_capacity_tokens);
         Ok(Self {
             slots: SlotPool::new(Arc::clone(&served), capacity, metrics.kv_used_tokens.clone()),
@@ -137,10 +137,11 @@ impl Server {
         let session = self.reserve(&reserve)?;
         match reserve.source {
             KvSource::Remote => {
-                let Delivered { session, first_token, transfer } = self.await_cache(session, router).await?;
+                let delivered = self.await_cache(session, router).await?;
+                let Delivered { session, first_token, logprobs, transfer } = delivered;
                 self.metrics.record(&transfer);
                 let events = self.engine.decode(session, first_token).await;
-                router.send(&FromDecode::Ready { first_token, transfer }).await?;
+                router.send(&FromDecode::Ready { first_token, logprobs, transfer }).await?;
                 self.relay(events, None, router).await
             }
             KvSource::Local { token_ids } => {
@@ -164,13 +165,32 @@ impl Server {
                 format!("{prompt} prompt tokens and {max} to generate, this node takes {limit} together");
             return Err(invalid(message));
         }
-        if let KvSource::Local { token_ids } = &reserve.source {
-            let vocab = self.served.config.vocab_size;
-            if token_ids.len() != prompt as usize || token_ids.iter().any(|id| *id as usize >= vocab) {
-                return Err(invalid("the prompt's token ids do not fit its length or the vocabulary"));
+        self.check_draws(reserve)?;
+        let slot = self.slots.reserve(total)?;
+        Ok(Session::new(reserve, &self.served.config, slot, self.metrics.clone()))
+    }
+
+    /// Whether tokens can be drawn as asked, after the prompt or what the node is told of it.
+    fn check_draws(&self, reserve: &Reserve) -> Result<(), Failure> {
+        let (asked, prompt, vocab) =
+            (&reserve.sampling, reserve.prompt_tokens as usize, self.served.config.vocab_size);
+        sampling::check(asked, vocab)?;
+        if asked.min_tokens > reserve.max_tokens {
+            let (min, max) = (asked.min_tokens, reserve.max_tokens);
+            return Err(invalid(format!("min_tokens {min} is more than the {max} tokens to generate")));
+        }
+        match &reserve.source {
+            KvSource::Remote => sampling::check_penalized(asked, &reserve.prompt_ids, prompt, vocab),
+            KvSource::Local { .. } if !reserve.prompt_ids.is_empty() => {
+                Err(invalid("prompt_ids are for prompts that another node runs"))
+            }
+            KvSource::Local { token_ids } => {
+                if token_ids.len() != prompt || token_ids.iter().any(|id| *id as usize >= vocab) {
+                    return Err(invalid("the prompt's token ids do not fit its length or the vocabulary"));
+                }
+                Ok(())
             }
         }
-        Ok(Session::new(reserve, self.slots.reserve(total)?, self.metrics.clone()))
     }
 
     async fn await_cache(&self, session: Session, router: &mut Sender) -> Result<Delivered, Broken> {
@@ -196,7 +216,7 @@ impl Server {
             let late = |_| fail(FailureKind::Timeout, "the engine did not step in time");
             let event = tokio::time::timeout(ENGINE_DEADLINE, events.recv()).await.map_err(late)?;
             match event.ok_or_else(|| internal("the engine stopped without a result"))? {
-                Event::Prefilled { first_token, stats } => {
+                Event::Prefilled { first, stats } => {
                     let transfer = Transfer {
                         coding: None,
                         prefill_node: None,
@@ -206,9 +226,13 @@ impl Server {
                         decode_ms: 0.0,
                         prefill: stats,
                     };
-                    router.send(&FromDecode::Ready { first_token, transfer }).await?;
+                    let (first_token, logprobs) = sampling::told(first);
+                    router.send(&FromDecode::Ready { first_token, logprobs, transfer }).await?;
                 }
-                Event::Token(id) => router.send(&FromDecode::Token { id }).await?,
+                Event::Token(drawn) => {
+                    let (id, logprobs) = sampling::told(drawn);
+                    router.send(&FromDecode::Token { id, logprobs }).await?;
+                }
                 Event::Finished(reason) => return Ok(FromDecode::Finished { reason }),
                 Event::Failed(failure) => return Err(failure.into()),
             }

@@ -7,10 +7,10 @@
 //! ```
 //! A local prefill goes from Reserved to Ready directly.
 
-use model::Sampling;
+use model::{Config, Draws};
 use tracing::info;
 use transport::ids::RequestId;
-use transport::message::Reserve;
+use transport::message::{FinishReason, KvSource, Reserve, Sampling};
 
 use crate::metrics::{InState, Metrics};
 use crate::slots::Slot;
@@ -66,8 +66,12 @@ impl State {
 pub(crate) struct Session {
     pub(crate) request: RequestId,
     pub(crate) slot: Slot,
-    pub(crate) sampling: Sampling,
-    pub(crate) ignore_eos: bool,
+    /// What was asked for, as it came.
+    pub(crate) asked: Sampling,
+    /// How its tokens are drawn.
+    pub(crate) draws: Draws,
+    /// Tokens that end it.
+    pub(crate) ends: Vec<u32>,
     pub(crate) prompt_tokens: usize,
     pub(crate) max_tokens: usize,
     /// Tokens given out, the first one included.
@@ -77,12 +81,18 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(reserve: &Reserve, slot: Slot, metrics: Metrics) -> Self {
+    pub(crate) fn new(reserve: &Reserve, config: &Config, slot: Slot, metrics: Metrics) -> Self {
+        let asked = &reserve.sampling;
+        let prompt = match &reserve.source {
+            KvSource::Local { token_ids } => token_ids,
+            KvSource::Remote => &reserve.prompt_ids,
+        };
         let session = Self {
             request: reserve.request,
             slot,
-            sampling: node::sampling::sampling(&reserve.sampling),
-            ignore_eos: reserve.sampling.ignore_eos,
+            asked: asked.clone(),
+            draws: node::sampling::draws(asked, config, prompt),
+            ends: node::sampling::ends(asked, config),
             prompt_tokens: reserve.prompt_tokens as usize,
             max_tokens: reserve.max_tokens as usize,
             generated: 0,
@@ -91,6 +101,17 @@ impl Session {
         };
         session.gauge(State::Reserved, 1);
         session
+    }
+
+    /// Takes note of a token that is given out; whether it is the last one, and why.
+    pub(crate) fn push(&mut self, token: u32) -> Option<FinishReason> {
+        self.generated += 1;
+        self.draws.push(token);
+        let is_full = self.generated >= self.max_tokens;
+        match self.ends.contains(&token) {
+            true => Some(FinishReason::Stop),
+            false => is_full.then_some(FinishReason::Length),
+        }
     }
 
     /// Moves on.

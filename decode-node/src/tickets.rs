@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 use transport::ids::Ticket;
-use transport::message::{Failure, Transfer};
+use transport::message::{Failure, Logprobs, Transfer};
 
 use crate::session::Session;
 
@@ -15,6 +15,7 @@ use crate::session::Session;
 pub(crate) struct Delivered {
     pub(crate) session: Session,
     pub(crate) first_token: u32,
+    pub(crate) logprobs: Option<Logprobs>,
     pub(crate) transfer: Transfer,
 }
 

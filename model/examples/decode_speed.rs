@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use gpu::{Device, KvPool};
-use model::{Config, CudaCache, CudaLlama, Sampling, Step};
+use model::{Config, CudaCache, CudaLlama, Draws, Sampling, Step};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -46,9 +46,9 @@ fn measure(
         caches.push(cache);
     }
     // Noise makes flat logits; this temperature gives them the peaks of a language's.
-    let drawn = Sampling { temperature: 0.1, top_p: 0.95, top_k: 0, seed: 1 };
+    let drawn = Sampling { temperature: 0.1, top_p: 0.95, seed: 1, ..Sampling::GREEDY };
     let mut line = format!("batch {batch:4}:");
-    for sampling in [Sampling::GREEDY, drawn] {
+    for draws in [Draws::GREEDY, drawn.into()] {
         let mut tokens = vec![7; batch];
         let mut times = Vec::new();
         for cache in &mut caches {
@@ -58,11 +58,12 @@ fn measure(
             let mut steps: Vec<_> = caches
                 .iter_mut()
                 .zip(&tokens)
-                .map(|(cache, token)| Step { cache, token: *token, sampling })
+                .map(|(cache, token)| Step { cache, token: *token, draws: &draws })
                 .collect();
             let began = Instant::now();
-            tokens = model.step(&mut steps)?;
+            let next = model.step(&mut steps)?;
             times.push(began.elapsed().as_secs_f64());
+            tokens = next.iter().map(|drawn| drawn.token).collect();
         }
         times.sort_by(f64::total_cmp);
         let median = times[STEPS / 2];

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device as CandleDevice};
 use gpu::{Device, KvPool};
 use half::bf16;
-use model::{Config, CudaCache, CudaLlama, Error, KvCache, Llama, LogitsOf, Sampling, Sequence, Step};
+use model::{Config, CudaCache, CudaLlama, Draws, Error, KvCache, Llama, LogitsOf, Sampling, Sequence, Step};
 
 /// What logits of the embedded model may differ by: see `cuda_prefill.rs`.
 const TOLERANCE: f32 = 0.25;
@@ -47,7 +47,7 @@ fn filled(model: &mut CudaLlama, pool: &Arc<KvPool>, tokens: &[u32], more: usize
 }
 
 fn greedy(cache: &mut CudaCache, token: u32) -> Step<'_> {
-    Step { cache, token, sampling: Sampling::GREEDY }
+    Step { cache, token, draws: &Draws::GREEDY }
 }
 
 fn cpu_logits(tokens: &[u32]) -> Vec<f32> {
@@ -89,11 +89,11 @@ fn greedy_tokens_equal_the_cpus_where_it_is_sure() {
     for at in prompt..golden.len() {
         let next = model.step(&mut [greedy(&mut cache, golden[at])]).unwrap();
         let logits = model.step_logits(0).unwrap();
-        assert_eq!(next[0], Sampling::GREEDY.draw(&logits, 0));
+        assert_eq!(next[0].token, Sampling::GREEDY.draw(&logits, 0));
         worst = worst.max(largest_difference(&logits, rows[at]));
         if at + 1 < golden.len() && margin(rows[at]) > TOLERANCE {
             sure += 1;
-            assert_eq!(next[0], golden[at + 1], "token {}", at + 1);
+            assert_eq!(next[0].token, golden[at + 1], "token {}", at + 1);
         }
     }
     assert_eq!(cache.len(), golden.len());
@@ -126,7 +126,7 @@ fn a_step_equals_the_cpus_at_odd_lengths_and_page_borders() {
                 let logits = model.step_logits(row).unwrap();
                 let difference = largest_difference(&logits, &expected[at * vocab..(at + 1) * vocab]);
                 assert!(difference <= TOLERANCE, "token {at} of a batch of {count}: {difference}");
-                assert_eq!(next[row], Sampling::GREEDY.draw(&logits, 0));
+                assert_eq!(next[row].token, Sampling::GREEDY.draw(&logits, 0));
             }
             // The same tokens once more in a batch of another size.
             let next_len = if count == 17 { ahead + 1 } else { ahead };
@@ -246,7 +246,7 @@ fn a_step_that_cannot_succeed_changes_nothing() {
         model.step(
             &mut batch[1..]
                 .iter_mut()
-                .map(|s| Step { cache: s.cache, token: 8192, sampling: s.sampling })
+                .map(|s| Step { cache: s.cache, token: 8192, draws: s.draws })
                 .collect::<Vec<_>>()
         ),
         Err(Error::Token { id: 8192, .. })
@@ -271,43 +271,46 @@ fn drawn_tokens_equal_the_cpus_draw_from_the_same_logits() {
     for big in [false, true] {
         let config = Config { layers: 1, ..Config::llama_3_2_1b() };
         let (mut model, pool) = match big {
-            false => load(4096, 12),
-            true => ready(CudaLlama::random(&Device::open(0).unwrap(), config, 3, 256).unwrap(), 4096, 12),
+            false => load(4096, 13),
+            true => ready(CudaLlama::random(&Device::open(0).unwrap(), config, 3, 256).unwrap(), 4096, 13),
         };
         let mut samplings = Vec::new();
-        for (temperature, top_p, top_k) in [
-            (1.0, 1.0, 0),
-            (1.0, 0.9, 0),
-            (0.7, 0.95, 40),
-            (1.5, 1.0, 2000),
-            (0.01, 0.5, 0),
-            (0.0, 1.0, 0),
-            (3.0, 0.5, 1),
-            (40.0, 1.0, 0),
-            (0.3, 1e-6, 0),
-            (1.0, 0.99, 5),
-            (2.0, 0.999, 0),
+        for (temperature, top_p, top_k, min_p) in [
+            (1.0, 1.0, 0, 0.0),
+            (1.0, 0.9, 0, 0.0),
+            (0.7, 0.95, 40, 0.0),
+            (1.5, 1.0, 2000, 0.0),
+            (0.01, 0.5, 0, 0.0),
+            (0.0, 1.0, 0, 0.0),
+            (3.0, 0.5, 1, 0.0),
+            (40.0, 1.0, 0, 0.0),
+            (0.3, 1e-6, 0, 0.0),
+            (1.0, 0.99, 5, 0.0),
+            (2.0, 0.999, 0, 0.0),
+            (1.0, 1.0, 0, 0.05),
+            (3.0, 0.9, 0, 1e-3),
         ] {
-            samplings.push(Sampling { temperature, top_p, top_k, seed: 1 + samplings.len() as u64 });
+            samplings.push(Sampling { temperature, top_p, top_k, min_p, seed: 1 + samplings.len() as u64 });
         }
+        let draws: Vec<Draws> = samplings.iter().map(|sampling| (*sampling).into()).collect();
         let mut caches: Vec<_> =
             (0..samplings.len()).map(|i| filled(&mut model, &pool, &tokens[..30 + 7 * i], 64)).collect();
         let mut distinct = std::collections::BTreeSet::new();
         for (round, token) in tokens.iter().take(40).enumerate() {
             let mut batch: Vec<_> = caches
                 .iter_mut()
-                .zip(&samplings)
-                .map(|(cache, sampling)| Step { cache, token: *token, sampling: *sampling })
+                .zip(&draws)
+                .map(|(cache, draws)| Step { cache, token: *token, draws })
                 .collect();
             let next = model.step(&mut batch).unwrap();
             for (row, sampling) in samplings.iter().enumerate() {
                 let logits = model.step_logits(row).unwrap();
                 assert_eq!(
-                    next[row],
+                    next[row].token,
                     sampling.draw(&logits, caches[row].len()),
                     "{sampling:?} in round {round}"
                 );
-                distinct.insert(next[row]);
+                distinct.insert(next[row].token);
             }
         }
         assert!(distinct.len() > 100, "{} distinct tokens", distinct.len());

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use codec::{KvBlock, importance};
 use half::bf16;
-use model::{KvCache, Llama, LogitsOf, ReceivedAttention, Sampling, Sequence};
+use model::{Drawn, Draws, KvCache, Llama, LogitsOf, ReceivedAttention, Sequence};
 
 use crate::compute::Received;
 
@@ -24,12 +24,12 @@ pub struct PromptPass {
 }
 
 /// What is left to do after a chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
     /// More chunks follow.
     More,
     /// The prompt is done, and this is the first token of the answer.
-    FirstToken(u32),
+    FirstToken(Drawn),
 }
 
 impl PromptPass {
@@ -61,7 +61,7 @@ impl PromptPass {
         &mut self,
         llama: &Llama,
         cache: &mut KvCache<bf16>,
-        sampling: &Sampling,
+        draws: &Draws,
     ) -> model::Result<(Range<usize>, Progress)> {
         let chunk = self.next_chunk(cache.len());
         if let (Some(weights), None) = (&self.layer_weights, &self.received) {
@@ -71,9 +71,9 @@ impl PromptPass {
         }
         let received = self.received.as_mut().map(Received::host);
         let tokens = &self.tokens[chunk.clone()];
-        let logits = llama.forward(&mut [Sequence { cache, tokens, received }], LogitsOf::LastToken)?;
+        let mut logits = llama.forward(&mut [Sequence { cache, tokens, received }], LogitsOf::LastToken)?;
         let is_last = chunk.end == self.tokens.len();
-        let first_token = is_last.then(|| sampling.draw(&logits, chunk.end));
+        let first_token = is_last.then(|| draws.draw(&mut logits, chunk.end));
         Ok((chunk, first_token.map_or(Progress::More, Progress::FirstToken)))
     }
 
@@ -86,7 +86,7 @@ impl PromptPass {
         &mut self,
         llama: &mut model::cuda::CudaLlama,
         cache: &mut model::cuda::CudaCache,
-        sampling: &Sampling,
+        draws: &Draws,
     ) -> model::Result<(Range<usize>, Progress)> {
         let chunk = self.next_chunk(cache.len());
         if let (Some(weights), None) = (&self.layer_weights, &self.received) {
@@ -100,7 +100,7 @@ impl PromptPass {
             llama.synchronize()?;
             return Ok((chunk, Progress::More));
         }
-        let first_token = llama.draw(sampling, chunk.end)?;
+        let first_token = llama.draw(draws, chunk.end)?;
         Ok((chunk, Progress::FirstToken(first_token)))
     }
 

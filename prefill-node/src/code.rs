@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use model::Drawn;
 use node::compute::{Coder as Codec, Part};
 use node::failure::internal;
 use node::prompt::pieces;
@@ -21,7 +22,7 @@ pub(crate) enum Coded {
     /// The next chunk.
     Chunk(Bytes),
     /// All chunks are out. Overlap and link are for the sender to fill in, who knows when they went.
-    Done { first_token: u32, stats: PrefillStats, coding: Busy, prompt_done: Instant },
+    Done { first: Drawn, stats: PrefillStats, coding: Busy, prompt_done: Instant },
     /// Engine or codec broke; nothing follows.
     Failed(Failure),
 }
@@ -65,7 +66,7 @@ impl Coder<'_> {
                     overlap: 0.0,
                     link_gbps: 0.0,
                 };
-                self.say(Coded::Done { first_token: done.first_token, stats, coding, prompt_done: done.at })
+                self.say(Coded::Done { first: done.first, stats, coding, prompt_done: done.at })
             }
             FromEngine::Failed(error) => self.fail(error),
         }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use model::Sampling;
+use model::{Drawn, Draws};
 use node::compute::{Cache, Part, Received, Runner};
 use node::failure::{EngineFault, fail, internal};
 use node::prompt::{Progress, PromptPass};
@@ -36,9 +36,9 @@ pub(crate) struct Whole {
 }
 
 /// A prompt that went through the model.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Done {
-    pub(crate) first_token: u32,
+    pub(crate) first: Drawn,
     pub(crate) queued: Duration,
     pub(crate) computed: Duration,
     /// When its last forward pass ended.
@@ -48,7 +48,7 @@ pub(crate) struct Done {
 struct Job {
     tokens: Vec<u32>,
     mode: KvMode,
-    sampling: Sampling,
+    draws: Draws,
     arrived: Instant,
     wanted: Weak<()>,
     out: mpsc::Sender<FromEngine>,
@@ -105,13 +105,13 @@ impl Engine {
         &self,
         tokens: Vec<u32>,
         mode: KvMode,
-        sampling: Sampling,
+        draws: Draws,
         wanted: &Wanted,
     ) -> Result<mpsc::Receiver<FromEngine>, Failure> {
         // Room for every block and the end, so that a slow link never holds the engine.
         let (out, receiver) = mpsc::channel(tokens.len().div_ceil(self.chunk) + 2);
         let (arrived, wanted) = (Instant::now(), Arc::downgrade(&wanted.0));
-        let job = Job { tokens, mode, sampling, arrived, wanted, out };
+        let job = Job { tokens, mode, draws, arrived, wanted, out };
         match self.jobs.try_send(job) {
             Ok(()) => Ok(receiver),
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -147,7 +147,7 @@ impl Machine {
         while job.wanted.strong_count() > 0 {
             let started = Instant::now();
             let (range, progress) =
-                self.runner.advance(&mut pass, &mut cache, &job.sampling).map_err(internal)?;
+                self.runner.advance(&mut pass, &mut cache, &job.draws).map_err(internal)?;
             computed += started.elapsed();
             self.prompt_tokens.inc_by(range.len() as u64);
             let at = Instant::now();
@@ -156,11 +156,11 @@ impl Machine {
             if job.mode == KvMode::Stream {
                 drop(job.out.try_send(FromEngine::Block(cache.part(range).map_err(internal)?)));
             }
-            if let Progress::FirstToken(first_token) = progress {
+            if let Progress::FirstToken(first) = progress {
                 if let Some(received) = pass.into_received() {
                     drop(job.out.try_send(FromEngine::Whole(Box::new(Whole { cache, received }))));
                 }
-                drop(job.out.try_send(FromEngine::Done(Done { first_token, queued, computed, at })));
+                drop(job.out.try_send(FromEngine::Done(Done { first, queued, computed, at })));
                 break;
             }
         }

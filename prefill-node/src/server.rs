@@ -127,7 +127,7 @@ impl Server {
         }
         match tokens.iter().find(|id| **id as usize >= vocab) {
             Some(id) => Err(invalid(format!("token {id} is outside of the vocabulary of {vocab}"))),
-            None => Ok(()),
+            None => node::sampling::check(&prefill.sampling, vocab),
         }
     }
 

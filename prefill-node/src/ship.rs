@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use codec::{CodecKind, Coding};
 use node::compute::Coder;
 use node::failure::{fail, invalid, transfer};
-use node::sampling::sampling;
-use node::{KvDigest, Served};
+use node::{KvDigest, Served, sampling};
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 use transport::message::{
@@ -46,7 +45,8 @@ impl Shipper {
         let coder = self.coder(&prefill.coding, &prefill.token_ids)?;
         let wanted = Wanted::new();
         let mode = prefill.coding.mode;
-        let blocks = self.engine.submit(prefill.token_ids, mode, sampling(&prefill.sampling), &wanted)?;
+        let draws = sampling::draws(&prefill.sampling, &self.served.config, &prefill.token_ids);
+        let blocks = self.engine.submit(prefill.token_ids, mode, draws, &wanted)?;
         let (out, mut coded) = mpsc::channel(CODED_AHEAD);
         let chunk = self.after_chunk;
         tokio::task::spawn_blocking(move || code(&coder, chunk, blocks, out));
@@ -164,14 +164,16 @@ async fn send_all(
                     _ = stream.sender.stopped() => return Err(Broken::Wire(SendError::Closed)),
                 };
             }
-            Coded::Done { first_token, stats, coding, prompt_done } => {
+            Coded::Done { first, stats, coding, prompt_done } => {
                 let (chunks, digest) = digest.finish();
                 let stats = PrefillStats {
                     overlap: overlap(&[coding, sending], prompt_done),
                     link_gbps: stream.sender.link_gbps().unwrap_or(0.0) as f32,
                     ..stats
                 };
-                stream.sender.send(&KvStream::End { chunks, digest, first_token, stats }).await?;
+                let (first_token, logprobs) = sampling::told(first);
+                let end = KvStream::End { chunks, digest, first_token, logprobs, stats };
+                stream.sender.send(&end).await?;
                 stream.sender.finish()?;
                 return Ok(stats);
             }

@@ -135,6 +135,7 @@ async fn begin(app: &App, id: RequestId, request: Request, record: &Record) -> R
         top_k: request.top_k,
         seed: request.seed.unwrap_or_else(fresh_seed),
         ignore_eos: request.ignore_eos,
+        ..Sampling::default()
     };
     let (max_tokens, kv) = (request.max_tokens, request.kv);
     let job = Job { request: id, token_ids, max_tokens, sampling, kv };

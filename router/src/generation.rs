@@ -16,7 +16,7 @@ pub(crate) struct Generation {
     /// None once everything has been said.
     tokens: Option<Tokens>,
     /// The first token, until it has been turned into text.
-    first_token: Option<u32>,
+    first_token: Option<Step>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
     limits: Limits,
@@ -58,7 +58,10 @@ impl Generation {
         let transfer = report(&tokens, ttft.as_secs_f64() * 1e3);
         metrics.transferred(&transfer);
         Self {
-            first_token: Some(tokens.first_token),
+            first_token: Some(Step::Token {
+                id: tokens.first_token,
+                logprobs: tokens.first_logprobs.clone(),
+            }),
             tokens: Some(tokens),
             detokenizer,
             stop,
@@ -76,7 +79,7 @@ impl Generation {
         let mut last_text = String::new();
         loop {
             let text = match self.step().await? {
-                Step::Token(id) => {
+                Step::Token { id, .. } => {
                     self.count();
                     let text = self.detokenizer.push(id);
                     let delivery = self.stop.push(&text);
@@ -108,12 +111,12 @@ impl Generation {
     }
 
     async fn step(&mut self) -> Result<Step, NodeError> {
-        if let Some(id) = self.first_token.take() {
-            return Ok(Step::Token(id));
+        if let Some(first) = self.first_token.take() {
+            return Ok(first);
         }
         let tokens = self.tokens.as_mut().expect("nothing is asked after the end; this is a bug");
         let step = tokens.next().await?;
-        if matches!(step, Step::Token(_)) && self.generated == self.limits.max_tokens {
+        if matches!(step, Step::Token { .. }) && self.generated == self.limits.max_tokens {
             let reason = format!("more than the {} tokens asked for", self.limits.max_tokens);
             return Err(tokens.protocol_error(reason));
         }

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 use transport::ids::{NodeId, RequestId, Ticket};
 use transport::message::{
-    DecodeTarget, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, KvCoding, KvSource, Prefill,
-    Request, Reserve, Role, Sampling, Transfer,
+    DecodeTarget, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, KvCoding, KvSource, Logprobs,
+    Prefill, Request, Reserve, Role, Sampling, Transfer,
 };
 
 use crate::choice::Choice;
@@ -54,6 +54,7 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) struct Tokens {
     pub(crate) first_token: u32,
+    pub(crate) first_logprobs: Option<Logprobs>,
     pub(crate) transfer: Transfer,
     /// How the request came to run where it does.
     pub(crate) choice: Choice,
@@ -62,9 +63,9 @@ pub(crate) struct Tokens {
 }
 
 /// What comes after the first token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Step {
-    Token(u32),
+    Token { id: u32, logprobs: Option<Logprobs> },
     Finished(FinishReason),
 }
 
@@ -123,23 +124,27 @@ impl Relay {
                 Some(self.prefill(job, node, coding, target).await?)
             }
         };
-        let (first_token, transfer) = self.await_first_token(&mut decode, prefill.as_mut()).await?;
+        let (first_token, first_logprobs, transfer) =
+            self.await_first_token(&mut decode, prefill.as_mut()).await?;
         if let Some(prefill) = prefill {
             // The cache is there, so prefill is done but for saying so; the client need not wait for that.
             tokio::spawn(prefill.settle(self.reserve));
         }
         self.cluster.learn(prompt_tokens(job), &decode.node().id, &transfer);
-        Ok(Tokens { first_token, transfer, choice, decode, deadline: self.next_token })
+        Ok(Tokens { first_token, first_logprobs, transfer, choice, decode, deadline: self.next_token })
     }
 
     async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {
-        let source =
-            if is_local { KvSource::Local { token_ids: job.token_ids.clone() } } else { KvSource::Remote };
+        let (source, prompt_ids) = match is_local {
+            true => (KvSource::Local { token_ids: job.token_ids.clone() }, Vec::new()),
+            false => (KvSource::Remote, job.sampling.penalized(&job.token_ids)),
+        };
         let request = Request::Reserve(Reserve {
             request: job.request,
             prompt_tokens: prompt_tokens(job),
             max_tokens: job.max_tokens,
             sampling: job.sampling.clone(),
+            prompt_ids,
             source,
         });
         let mut leg = Leg::open(node, &request, self.reserve).await?;
@@ -175,7 +180,7 @@ impl Relay {
         &self,
         decode: &mut Leg,
         mut prefill: Option<&mut Leg>,
-    ) -> Result<(u32, Transfer), NodeError> {
+    ) -> Result<(u32, Option<Logprobs>, Transfer), NodeError> {
         let end = Instant::now() + self.first_token;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -196,7 +201,9 @@ impl Relay {
                 message = decode.recv(Phase::FirstToken, left) => message?,
             };
             return match from_decode {
-                FromDecode::Ready { first_token, transfer } => Ok((first_token, transfer)),
+                FromDecode::Ready { first_token, logprobs, transfer } => {
+                    Ok((first_token, logprobs, transfer))
+                }
                 FromDecode::Fail(failure) => Err(root_cause(decode, failure, prefill).await),
                 other => Err(unexpected(decode, &other)),
             };
@@ -269,7 +276,7 @@ impl Tokens {
     /// The next token, or the end.
     pub(crate) async fn next(&mut self) -> Result<Step, NodeError> {
         match self.decode.recv(Phase::NextToken, self.deadline).await? {
-            FromDecode::Token { id } => Ok(Step::Token(id)),
+            FromDecode::Token { id, logprobs } => Ok(Step::Token { id, logprobs }),
             FromDecode::Finished { reason } => {
                 self.decode.finish();
                 Ok(Step::Finished(reason))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use codec::{CodecKind, Coding, Encoder};
 use half::bf16;
-use model::{KvCache, Sampling};
+use model::{Draws, KvCache};
 use node::prompt::{Progress, export};
 use node::{KvDigest, Loaded, NodeArgs, PromptPass, Runtime, Served};
 use service::Shutdown;
@@ -118,14 +118,20 @@ pub fn compute(loaded: &Loaded, prefill: &Prefill) -> Delivery {
         (encoder.expect("raw needs no plan"), KvDigest::default(), Vec::new());
     loop {
         let (range, progress) =
-            pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY).expect("the prompt runs");
+            pass.advance(&loaded.llama, &mut cache, &Draws::GREEDY).expect("the prompt runs");
         let block = export(&cache, range).expect("the range is there");
         let chunk = Bytes::from(encoder.encode(&block).expect("the block is coded"));
         digest.add(&chunk);
         chunks.push(chunk);
-        if let Progress::FirstToken(first_token) = progress {
+        if let Progress::FirstToken(first) = progress {
             let (count, digest) = digest.finish();
-            let end = KvStream::End { chunks: count, digest, first_token, stats: PrefillStats::default() };
+            let end = KvStream::End {
+                chunks: count,
+                digest,
+                first_token: first.token,
+                logprobs: None,
+                stats: PrefillStats::default(),
+            };
             return Delivery { chunks, end };
         }
     }

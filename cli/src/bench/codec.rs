@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use codec::probe::{Product, Work, ideal, multiply, sgemm};
 use codec::{CodecKind, Coding, Decoder, Encoder, KvBlock, Limits, Plan};
-use model::{KvCache, Sampling};
+use model::{Draws, KvCache};
 use node::Loaded;
 use node::compute::Received;
 use node::prompt::{AFTER_CHUNK_TOKENS, Progress, PromptPass, export, pieces};
@@ -126,7 +126,7 @@ impl Subject {
         let mut cache = KvCache::new(llama.config(), self.tokens.len());
         let mut pass = PromptPass::new(self.tokens.clone(), CHUNK).collecting(self.loaded.layer_weights());
         let (time, ()) = seconds(|| {
-            while pass.advance(llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
+            while pass.advance(llama, &mut cache, &Draws::GREEDY)?.1 == Progress::More {}
             Ok(())
         })?;
         let shifts = pass.into_received().map(Received::shifts).transpose()?.unwrap_or_default();

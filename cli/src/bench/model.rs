@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama as theirs;
 use half::bf16;
-use model::{KvCache, Llama, LogitsOf, Sampling, Sequence};
+use model::{Draws, KvCache, Llama, LogitsOf, Sampling, Sequence};
 use node::PromptPass;
 use node::prompt::Progress;
 
@@ -56,7 +56,7 @@ pub(crate) fn prompt(vocab: usize, tokens: usize) -> Vec<u32> {
 pub(crate) fn run_prompt(llama: &Llama, tokens: &[u32], more: usize) -> anyhow::Result<KvCache<bf16>> {
     let mut cache = KvCache::new(llama.config(), tokens.len() + more);
     let mut pass = PromptPass::new(tokens.to_vec(), CHUNK);
-    while pass.advance(llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
+    while pass.advance(llama, &mut cache, &Draws::GREEDY)?.1 == Progress::More {}
     Ok(cache)
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 use indicatif::ProgressBar;
-use model::{KvCache, Sampling};
+use model::{Draws, KvCache};
 use node::compute::Received;
 use node::prompt::{Progress, export};
 use node::{Loaded, PromptPass};
@@ -39,7 +39,7 @@ impl Document {
     pub(crate) fn run(loaded: &Loaded, ids: Vec<u32>, layers: Option<&[f32]>) -> anyhow::Result<Self> {
         let mut cache = KvCache::<bf16>::new(loaded.llama.config(), ids.len());
         let mut pass = PromptPass::new(ids.clone(), CHUNK).collecting(layers);
-        while pass.advance(&loaded.llama, &mut cache, &Sampling::GREEDY)?.1 == Progress::More {}
+        while pass.advance(&loaded.llama, &mut cache, &Draws::GREEDY)?.1 == Progress::More {}
         let (keys, values) = codec::fit::rows(&export(&cache, SINK_TOKENS..ids.len())?, &loaded.layout)?;
         let shifts = pass.into_received().map(Received::shifts).transpose()?.unwrap_or_default();
         Ok(Self { ids, keys, values, shifts })

@@ -104,6 +104,6 @@ impl<'a> Sampler<'a> {
     /// A document's draws: the seeds of two runs never meet.
     fn sampling(&self, document: u64) -> Sampling {
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(document);
-        Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed }
+        Sampling { temperature: 1.0, seed, ..Sampling::GREEDY }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use codec::{CodecKind, Coding, Encoder, KvBlock, Limits};
 use half::bf16;
-use model::{KvCache, LogitsOf, Sampling, Sequence};
+use model::{Draws, KvCache, LogitsOf, Sequence};
 use node::compute::Received;
 use node::prompt::{AFTER_CHUNK_TOKENS, Progress, export, import, pieces};
 use node::{DeviceChoice, KvDigest, Loaded, PromptPass};
@@ -199,11 +199,9 @@ impl Subject {
         let mut cache = KvCache::<bf16>::new(llama.config(), ids.len() + room);
         let mut pass = PromptPass::new(ids.clone(), CHUNK).collecting(self.loaded.layer_weights());
         loop {
-            if let (_, Progress::FirstToken(first_token)) =
-                pass.advance(llama, &mut cache, &Sampling::GREEDY)?
-            {
+            if let (_, Progress::FirstToken(first)) = pass.advance(llama, &mut cache, &Draws::GREEDY)? {
                 let shifts = pass.into_received().map(Received::shifts).transpose()?.unwrap_or_default();
-                return Ok(Prefilled { ids, cache, shifts, first_token });
+                return Ok(Prefilled { ids, cache, shifts, first_token: first.token });
             }
         }
     }
@@ -345,7 +343,8 @@ fn stream_bytes(
     chunks.iter().for_each(|chunk| digest.add(chunk));
     let (count, digest) = digest.finish();
     let stats = PrefillStats::default();
-    let end = KvStream::End { chunks: count, digest, first_token: prompt.first_token, stats };
+    let first_token = prompt.first_token;
+    let end = KvStream::End { chunks: count, digest, first_token, logprobs: None, stats };
     let data: usize = chunks.iter().map(|chunk| HEADER_BYTES + chunk.len()).sum();
     Ok(encode_message(&begin)?.len() + data + encode_message(&end)?.len())
 }

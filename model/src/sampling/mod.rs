@@ -160,9 +160,13 @@ mod tests {
     fn min_p_drops_what_is_less_likely_than_its_share_of_the_likeliest() {
         // Against the largest, the others have exp of -1, -2, -3 and -4: 0.368, 0.135, 0.0498, 0.0183.
         let sampling = Sampling { temperature: 1.0, seed: 1, ..Sampling::GREEDY };
-        for (min_p, left) in
-            [(0.0, &[0, 1, 2, 3, 4][..]), (0.01, &[0, 1, 2, 3, 4]), (0.02, &[0, 1, 2, 4]), (0.2, &[1, 2]), (1.0, &[1])]
-        {
+        for (min_p, left) in [
+            (0.0, &[0, 1, 2, 3, 4][..]),
+            (0.01, &[0, 1, 2, 3, 4]),
+            (0.02, &[0, 1, 2, 4]),
+            (0.2, &[1, 2]),
+            (1.0, &[1]),
+        ] {
             assert_eq!(drawn(Sampling { min_p, ..sampling }), left, "{min_p}");
         }
         // After temperature: at 2, the shares are 0.607, 0.368, 0.223 and 0.135.

@@ -8,8 +8,8 @@ use std::time::Instant;
 use codec::cuda::{CudaCodec, CudaDecoder, CudaEncoder, DeviceTokenFeatures};
 use codec::{CodecKind, Coding, KvLayout, Limits, Plan, importance};
 use gpu::{CUdeviceptr, CudaStream, KvPages, KvPool};
-use model::Config;
 use model::cuda::{CudaCache, CudaLlama, CudaReceived, CudaVocabulary};
+use model::{Config, Drawn};
 use transport::message::{Failure, FailureKind};
 
 use super::cache::Cache;
@@ -243,9 +243,9 @@ impl DeviceTokenFeatures for Vocabulary {
 }
 
 /// One token for every session of the batch.
-pub(super) fn step(llama: &mut CudaLlama, batch: &mut [Step<'_>]) -> model::Result<Vec<u32>> {
+pub(super) fn step(llama: &mut CudaLlama, batch: &mut [Step<'_>]) -> model::Result<Vec<Drawn>> {
     let steps = batch.iter_mut().map(|step| match step.cache {
-        Cache::Device(cache) => model::cuda::Step { cache, token: step.token, sampling: step.sampling },
+        Cache::Device(cache) => model::cuda::Step { cache, token: step.token, draws: step.draws },
         Cache::Host(_) => panic!("a cache of another machine; this is a bug"),
     });
     llama.step(&mut steps.collect::<Vec<_>>())

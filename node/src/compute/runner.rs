@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use model::{Llama, LogitsOf, Sampling, Sequence};
+use model::{Drawn, Draws, Llama, LogitsOf, Sequence};
 
 use super::cache::Cache;
 use crate::prompt::{Progress, PromptPass};
@@ -16,7 +16,7 @@ pub struct Step<'a> {
     /// The token to continue after.
     pub token: u32,
     /// How the next one is drawn.
-    pub sampling: Sampling,
+    pub draws: &'a Draws,
 }
 
 /// The model, ready to run; belongs to one thread.
@@ -41,12 +41,12 @@ impl Runner {
         &mut self,
         pass: &mut PromptPass,
         cache: &mut Cache,
-        sampling: &Sampling,
+        draws: &Draws,
     ) -> model::Result<(Range<usize>, Progress)> {
         match (self, cache) {
-            (Self::Host(llama), Cache::Host(cache)) => pass.advance(llama, cache, sampling),
+            (Self::Host(llama), Cache::Host(cache)) => pass.advance(llama, cache, draws),
             #[cfg(feature = "cuda")]
-            (Self::Device(llama), Cache::Device(cache)) => pass.advance_on(llama, cache, sampling),
+            (Self::Device(llama), Cache::Device(cache)) => pass.advance_on(llama, cache, draws),
             #[cfg(feature = "cuda")]
             _ => panic!("a cache of another machine; this is a bug"),
         }
@@ -56,7 +56,7 @@ impl Runner {
     ///
     /// # Errors
     /// What the model refuses.
-    pub fn step(&mut self, batch: &mut [Step<'_>]) -> model::Result<Vec<u32>> {
+    pub fn step(&mut self, batch: &mut [Step<'_>]) -> model::Result<Vec<Drawn>> {
         match self {
             Self::Host(llama) => step_on_host(llama, batch),
             #[cfg(feature = "cuda")]
@@ -65,7 +65,7 @@ impl Runner {
     }
 }
 
-fn step_on_host(llama: &Llama, batch: &mut [Step<'_>]) -> model::Result<Vec<u32>> {
+fn step_on_host(llama: &Llama, batch: &mut [Step<'_>]) -> model::Result<Vec<Drawn>> {
     let tokens: Vec<[u32; 1]> = batch.iter().map(|step| [step.token]).collect();
     let sequences = batch.iter_mut().zip(&tokens).map(|(step, tokens)| match step.cache {
         Cache::Host(cache) => Sequence { cache, tokens, received: None },
@@ -73,7 +73,7 @@ fn step_on_host(llama: &Llama, batch: &mut [Step<'_>]) -> model::Result<Vec<u32>
         Cache::Device(_) => panic!("a cache of another machine; this is a bug"),
     });
     let mut sequences: Vec<_> = sequences.collect();
-    let logits = llama.forward(&mut sequences, LogitsOf::LastToken)?;
-    let rows = logits.chunks_exact(llama.config().vocab_size);
-    Ok(batch.iter().zip(rows).map(|(step, row)| step.sampling.draw(row, step.cache.len())).collect())
+    let mut logits = llama.forward(&mut sequences, LogitsOf::LastToken)?;
+    let rows = logits.chunks_exact_mut(llama.config().vocab_size);
+    Ok(batch.iter().zip(rows).map(|(step, row)| step.draws.draw(row, step.cache.len())).collect())
 }

@@ -297,9 +297,12 @@ async fn answer(peer: Peer, mut stream: Stream, script: Script, seen: mpsc::Unbo
 async fn decode(peer: &Peer, stream: &mut Stream, script: &Script, is_local: bool) {
     let _ = stream.sender.send(&FromDecode::Reserved { ticket: Ticket::random() }).await;
     let Some((&first_token, rest)) = script.tokens.split_first() else { return };
-    let _ = stream.sender.send(&FromDecode::Ready { first_token, transfer: transfer(is_local) }).await;
+    let _ = stream
+        .sender
+        .send(&FromDecode::Ready { first_token, logprobs: None, transfer: transfer(is_local) })
+        .await;
     for &id in rest {
-        let _ = stream.sender.send(&FromDecode::Token { id }).await;
+        let _ = stream.sender.send(&FromDecode::Token { id, logprobs: None }).await;
     }
     match script.then {
         Then::Finish(reason) => {

@@ -1,6 +1,6 @@
 //! Decode steps of a batch on the GPU, sessions at the prompt's length and growing.
 
-use model::Sampling;
+use model::Draws;
 use model::cuda::Step;
 
 use super::Subject;
@@ -24,8 +24,8 @@ pub(crate) fn decode(subject: &Subject<'_>, batch: usize) -> anyhow::Result<Figu
             for _ in 0..STEPS {
                 let steps = caches.iter_mut().zip(&tokens);
                 let mut steps: Vec<_> =
-                    steps.map(|(cache, &token)| Step { cache, token, sampling: Sampling::GREEDY }).collect();
-                tokens = ready.llama.step(&mut steps)?;
+                    steps.map(|(cache, &token)| Step { cache, token, draws: &Draws::GREEDY }).collect();
+                tokens = ready.llama.step(&mut steps)?.iter().map(|drawn| drawn.token).collect();
             }
             Ok(())
         })?;

@@ -152,7 +152,8 @@ impl Sampler {
         for some in draws.chunks(at_once) {
             self.copy_rows(some.iter().map(|draw| draw.row), logits)?;
             let rows = self.host_rows.as_mut_slice()?.par_chunks_mut(vocab);
-            drawn.par_extend(some.par_iter().zip(rows).map(|(draw, row)| draw.draws.draw(row, draw.position)));
+            drawn
+                .par_extend(some.par_iter().zip(rows).map(|(draw, row)| draw.draws.draw(row, draw.position)));
         }
         Ok(drawn)
     }
