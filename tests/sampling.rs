@@ -39,8 +39,10 @@ async fn a_split_run_with_every_setting_equals_an_unsplit_one() {
     let nodes = Nodes::start(&loaded()).await;
     let eos = loaded().llama.config().eos_token_ids.clone();
     for (temperature, seed) in [(0.0, 0), (0.8, 1), (1.3, 2)] {
-        let plain = Sampling { temperature, seed, ignore_eos: true, ..Sampling::default() };
         let full = Sampling {
+            temperature,
+            seed,
+            ignore_eos: true,
             top_p: 0.97,
             top_k: 400,
             min_p: 0.001,
@@ -51,26 +53,32 @@ async fn a_split_run_with_every_setting_equals_an_unsplit_one() {
             min_tokens: 12,
             stop_token_ids: vec![eos[0], 302],
             logprobs: Some(5),
-            ..plain.clone()
+            ..Sampling::default()
         };
-        let answer = everywhere(&nodes, &asked(24, full.clone())).await;
+        let answer = everywhere(&nodes, &asked(24, full)).await;
         assert!(answer.tokens.len() >= 12);
         let told = answer.tokens.iter().map(|(_, told)| told.as_ref().unwrap());
         assert!(told.clone().all(|told| told.top.len() == 5 && told.drawn <= 0.0));
-        // Each of these alone changes what is drawn.
-        let without = everywhere(&nodes, &asked(24, plain.clone())).await;
-        assert!(without.tokens.iter().all(|(_, told)| told.is_none()));
-        for one in [
-            Sampling { repetition_penalty: 1.5, ..plain.clone() },
-            Sampling { frequency_penalty: 1.5, ..plain.clone() },
-            Sampling { presence_penalty: 2.0, ..plain.clone() },
-            Sampling { logit_bias: vec![(without.ids()[3], -100.0)], ..plain.clone() },
-        ] {
-            assert_ne!(everywhere(&nodes, &asked(24, one.clone())).await.ids(), without.ids(), "{one:?}");
-        }
-        let told = Sampling { logprobs: Some(0), ..plain };
-        assert_eq!(everywhere(&nodes, &asked(24, told)).await.ids(), without.ids());
     }
+    nodes.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_setting_alone_changes_what_is_drawn_but_for_what_is_only_told() {
+    let nodes = Nodes::start(&loaded()).await;
+    let plain = Sampling { ignore_eos: true, ..greedy() };
+    let without = everywhere(&nodes, &asked(24, plain.clone())).await;
+    assert!(without.tokens.iter().all(|(_, told)| told.is_none()));
+    for one in [
+        Sampling { repetition_penalty: 1.5, ..plain.clone() },
+        Sampling { frequency_penalty: 1.5, ..plain.clone() },
+        Sampling { presence_penalty: 2.0, ..plain.clone() },
+        Sampling { logit_bias: vec![(without.ids()[3], -100.0)], ..plain.clone() },
+    ] {
+        assert_ne!(everywhere(&nodes, &asked(24, one.clone())).await.ids(), without.ids(), "{one:?}");
+    }
+    let told = Sampling { logprobs: Some(0), ..plain };
+    assert_eq!(everywhere(&nodes, &asked(24, told)).await.ids(), without.ids());
     nodes.stop().await;
 }
 
