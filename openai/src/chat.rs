@@ -65,11 +65,12 @@ struct NamedTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads the template of a model directory: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.
+    /// Reads the template of a model directory: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`; none
+    /// where the model has none, as base models do.
     ///
     /// # Errors
-    /// When there is none, or it is no template.
-    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+    /// When a file cannot be read, or holds no template.
+    pub fn load(dir: &Path) -> Result<Option<Self>, LoadError> {
         let (config_path, file) = (dir.join("tokenizer_config.json"), dir.join(TEMPLATE_FILE));
         let config: TemplateConfig = read_json(&config_path)?;
         let unusable = |path: &Path, reason: String| LoadError::Content { path: path.into(), reason };
@@ -80,11 +81,10 @@ impl ChatTemplate {
         } else {
             (config.chat_template.and_then(Templates::plain), &config_path)
         };
-        let source = source.ok_or_else(|| {
-            unusable(path, "it has no chat_template, so this model takes plain prompts only".into())
-        })?;
+        let Some(source) = source else { return Ok(None) };
         let name = |token: Option<NamedToken>| token.map(NamedToken::into_name).unwrap_or_default();
         Self::new(source, name(config.bos_token), name(config.eos_token))
+            .map(Some)
             .map_err(|error| unusable(path, format!("its chat template cannot be read: {error:#}")))
     }
 
@@ -190,7 +190,8 @@ mod tests {
     #[test]
     fn the_embedded_models_template_gives_one_token_per_special_name() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
-        let text = ChatTemplate::load(&dir).unwrap().render(&[message("user", "Hello")], true).unwrap();
+        let text =
+            ChatTemplate::load(&dir).unwrap().unwrap().render(&[message("user", "Hello")], true).unwrap();
         let tokenizer = crate::Tokenizer::load(&dir).unwrap();
         let ids = tokenizer.encode(&text).unwrap();
         assert_eq!(ids.iter().filter(|id| Some(**id) == tokenizer.begin_of_text()).count(), 1);

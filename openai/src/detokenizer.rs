@@ -45,7 +45,7 @@ impl TokenBytes {
         self.longest
     }
 
-    fn get(&self, id: u32) -> &[u8] {
+    pub(crate) fn get(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else { return &[] };
         let begin = id.checked_sub(1).map_or(0, |before| self.ends[before]);

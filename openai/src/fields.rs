@@ -89,11 +89,28 @@ impl Fields {
 
     /// An object inside the object; `prefix` is its path with a dot behind it.
     pub(crate) fn object(&mut self, name: &str, prefix: &'static str) -> Result<Option<Self>> {
-        let map = self.typed(name, "an object", |value| match value {
+        Ok(self.map(name)?.map(|map| Self { prefix, map }))
+    }
+
+    /// An object whose names are data.
+    pub(crate) fn map(&mut self, name: &str) -> Result<Option<Map<String, Value>>> {
+        self.typed(name, "an object", |value| match value {
             Value::Object(map) => Ok(map),
             other => Err(other),
-        })?;
-        Ok(map.map(|map| Self { prefix, map }))
+        })
+    }
+
+    /// A list of anything.
+    pub(crate) fn list(&mut self, name: &str, expected: &'static str) -> Result<Option<Vec<Value>>> {
+        self.typed(name, expected, |value| match value {
+            Value::Array(list) => Ok(list),
+            other => Err(other),
+        })
+    }
+
+    /// Whether a field is there; null counts as absent.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|value| !value.is_null())
     }
 
     /// The field's path inside the body.

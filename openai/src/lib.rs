@@ -1,14 +1,14 @@
 //! The OpenAI API in types, and text to token ids and back: text lives in this crate and in the router only.
 //!
 //! ```text
-//! bytes ─ request ─► CompletionRequest ─ tokenizer ─► token ids ─► (the cluster)
+//! bytes ─ request ─► a checked request ─ chat, tokenizer ─► token ids ─► (the cluster)
 //! bytes ◄─ sse, response ─ text ◄─ stop ◄─ detokenizer ◄─ token ids ◄─┘
 //! ```
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`request`] | `POST /v1/completions`: bytes to a validated [`CompletionRequest`] |
-//! | [`response`] | completions and their chunks, usage, [`KvTransfer`] |
+//! | [`request`] | bodies of completions, chat, tokenize and detokenize: bytes to a validated request |
+//! | [`response`] | answers to these and their chunks, usage, log-probabilities, [`KvTransfer`] |
 //! | [`models`] | `GET /v1/models` |
 //! | [`error`] | what can be wrong with a request; the error object |
 //! | [`sse`] | server-sent events, written and read |
@@ -36,7 +36,10 @@ pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;
 pub use error::{ApiError, ErrorBody, InvalidRequest};
 pub use models::{ModelCard, ModelList};
-pub use request::{CompletionRequest, KvCodec, KvMode, KvOptions, Prompt};
-pub use response::{Choice, Completion, FinishReason, KvSource, KvTransfer, Usage};
+pub use request::{
+    ChatRequest, CompletionRequest, Delivery, DetokenizeRequest, KvCodec, KvMode, KvOptions, Prompt,
+    SamplingOptions, TokenizeInput, TokenizeRequest,
+};
+pub use response::{ChatCompletion, Choice, Completion, FinishReason, KvSource, KvTransfer, Usage};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -63,9 +63,7 @@ pub enum EncodeError {
         reason: String,
     },
     /// The text holds a token that the model has no embedding for.
-    #[error(
-        "the text holds the token {token:?} with id {id}, but the model knows ids below {vocab_size} only"
-    )]
+    #[error("the prompt holds the token {id} ({token:?}), but the model knows ids below {vocab_size} only")]
     OutOfVocabulary {
         /// The token.
         token: String,
@@ -145,22 +143,57 @@ impl Tokenizer {
     /// # Errors
     /// See [`EncodeError`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        self.encode_after(self.begin_of_text, text)
+    }
+
+    /// The text as token ids and nothing before it.
+    ///
+    /// # Errors
+    /// See [`EncodeError`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
+        self.encode_after(None, text)
+    }
+
+    fn encode_after(&self, begin: Option<u32>, text: &str) -> Result<Vec<u32>, EncodeError> {
         let pieces = if self.may_cut { pieces::cut(text, PIECE_BYTES) } else { vec![text] };
         let encodings = self
             .inner
             .encode_batch_fast(pieces, false)
             .map_err(|e| EncodeError::Tokenizer { reason: e.to_string() })?;
         let text_ids = || encodings.iter().flat_map(|encoding| encoding.get_ids().iter().copied());
-        let begin = self.begin_of_text.filter(|begin| text_ids().next() != Some(*begin));
+        let begin = begin.filter(|begin| text_ids().next() != Some(*begin));
         let ids: Vec<u32> = begin.into_iter().chain(text_ids()).collect();
+        self.check(&ids)?;
+        Ok(ids)
+    }
+
+    /// Whether the model knows all of these ids.
+    ///
+    /// # Errors
+    /// [`EncodeError::OutOfVocabulary`].
+    pub fn check(&self, ids: &[u32]) -> Result<(), EncodeError> {
         match ids.iter().find(|&&id| id >= self.vocab_size) {
-            None => Ok(ids),
+            None => Ok(()),
             Some(&id) => Err(EncodeError::OutOfVocabulary {
                 token: self.inner.id_to_token(id).unwrap_or_default(),
                 id,
                 vocab_size: self.vocab_size,
             }),
         }
+    }
+
+    /// The bytes that a token stands for: a special token's name, none for an id without a token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match self.bytes.get(id) {
+            [] => self.inner.id_to_token(id).unwrap_or_default().into_bytes(),
+            bytes => bytes.to_vec(),
+        }
+    }
+
+    /// Token ids as text, special tokens by their names; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode_all(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Fewest tokens that a text of so many bytes can have, so that hopeless prompts need not be tokenized.

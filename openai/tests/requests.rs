@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
 
 use openai::{
-    Choice, Completion, CompletionRequest, InvalidRequest, KvCodec, KvMode, KvOptions, Prompt, Usage,
+    Choice, Completion, CompletionRequest, Delivery, InvalidRequest, KvCodec, KvMode, KvOptions, Prompt,
+    SamplingOptions, Usage,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -22,16 +23,14 @@ fn with(fields: Value) -> Value {
 fn defaults_are_those_of_the_api() {
     let expected = CompletionRequest {
         model: "m".into(),
-        prompt: Prompt::Text("p".into()),
+        prompts: vec![Prompt::Text("p".into())],
+        n: 1,
         max_tokens: 16,
-        temperature: 1.0,
-        top_p: 1.0,
-        top_k: 0,
-        seed: None,
-        stop: vec![],
-        stream: false,
-        include_usage: false,
-        ignore_eos: false,
+        echo: false,
+        logprobs: None,
+        add_special_tokens: true,
+        sampling: SamplingOptions::default(),
+        delivery: Delivery::default(),
         user: None,
         kv: KvOptions { report: false, codec: KvCodec::Auto, tier: 32, mode: KvMode::Auto },
     };
@@ -47,16 +46,50 @@ fn defaults_are_those_of_the_api() {
 #[test]
 fn every_field_is_read() {
     let request = parse(&with(json!({
-        "max_tokens": 5, "temperature": 0.5, "top_p": 0.25, "top_k": 40, "seed": -1, "stop": "END", "stream": true,
-        "stream_options": {"include_usage": true, "continuous_usage_stats": false}, "ignore_eos": true, "user": "u",
-        "kv_transfer": true, "kv_codec": "kvtc", "kv_tier": 64, "kv_mode": "after",
+        "max_tokens": 5, "temperature": 0.5, "top_p": 0.25, "top_k": 40, "min_p": 0.125, "seed": -1, "stop": "END",
+        "stop_token_ids": [7, 8], "min_tokens": 2, "presence_penalty": 0.5, "frequency_penalty": -1,
+        "repetition_penalty": 1.5, "logit_bias": {"12": -100, "3": 2.5}, "n": 3, "best_of": 3, "logprobs": 4,
+        "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true}, "ignore_eos": true,
+        "add_special_tokens": false, "user": "u", "kv_transfer": true, "kv_codec": "kvtc", "kv_tier": 64, "kv_mode": "after",
     })))
     .unwrap();
-    assert_eq!((request.max_tokens, request.temperature, request.top_p, request.top_k), (5, 0.5, 0.25, 40));
-    assert_eq!((request.seed, request.stop.as_slice()), (Some(u64::MAX), &["END".to_owned()][..]));
-    assert!(request.stream && request.include_usage && request.ignore_eos);
+    assert_eq!(
+        (request.max_tokens, request.n, request.logprobs, request.add_special_tokens),
+        (5, 3, Some(4), false)
+    );
+    let sampling = SamplingOptions {
+        temperature: 0.5,
+        top_p: 0.25,
+        top_k: 40,
+        min_p: 0.125,
+        presence_penalty: 0.5,
+        frequency_penalty: -1.0,
+        repetition_penalty: 1.5,
+        logit_bias: vec![(3, 2.5), (12, -100.0)],
+        seed: Some(u64::MAX),
+        stop: vec!["END".into()],
+        stop_token_ids: vec![7, 8],
+        min_tokens: 2,
+        ignore_eos: true,
+    };
+    assert_eq!(request.sampling, sampling);
+    assert_eq!(request.delivery, Delivery { stream: true, include_usage: true, continuous_usage: true });
     assert_eq!(request.user.as_deref(), Some("u"));
     assert_eq!(request.kv, KvOptions { report: true, codec: KvCodec::Kvtc, tier: 64, mode: KvMode::After });
+}
+
+#[test]
+fn prompts_are_texts_or_tokens_one_or_many() {
+    let text = |text: &str| Prompt::Text(text.into());
+    for (prompt, expected) in [
+        (json!("a"), vec![text("a")]),
+        (json!(["a", "b"]), vec![text("a"), text("b")]),
+        (json!([1, 2, 3]), vec![Prompt::Tokens(vec![1, 2, 3])]),
+        (json!([[1, 2], [3]]), vec![Prompt::Tokens(vec![1, 2]), Prompt::Tokens(vec![3])]),
+        (json!(["a", [3]]), vec![text("a"), Prompt::Tokens(vec![3])]),
+    ] {
+        assert_eq!(parse(&with(json!({"prompt": prompt}))).unwrap().prompts, expected, "{prompt}");
+    }
 }
 
 #[test]
@@ -96,7 +129,7 @@ fn stop_takes_a_string_or_a_list() {
     for (stop, expected) in
         [(json!("a"), vec!["a"]), (json!(["a", "b"]), vec!["a", "b"]), (json!([]), vec![])]
     {
-        assert_eq!(parse(&with(json!({"stop": stop}))).unwrap().stop, expected);
+        assert_eq!(parse(&with(json!({"stop": stop}))).unwrap().sampling.stop, expected);
     }
 }
 
@@ -108,12 +141,17 @@ fn every_fault_names_its_field_and_what_belongs_there() {
         (json!({"model": 7}), "model", "model must be a string, got 7"),
         (json!({"prompt": null}), "prompt", "prompt is required"),
         (json!({"prompt": ""}), "prompt", "at least one character, got an empty string"),
+        (json!({"prompt": []}), "prompt", "prompt must be one prompt or token at least, got an empty list"),
+        (json!({"prompt": ["a", ""]}), "prompt[1]", "at least one character, got an empty string"),
+        (json!({"prompt": [[1], []]}), "prompt[1]", "one token at least, got an empty list"),
         (
-            json!({"prompt": ["a", "b"]}),
-            "prompt",
-            "prompt = a list of 2 is not supported yet; send one string",
+            json!({"prompt": [1, "a"]}),
+            "prompt[1]",
+            "must be a token id, an integer from 0 to 4294967295, got \"a\"",
         ),
-        (json!({"prompt": {"text": "a"}}), "prompt", "must be a string, got an object"),
+        (json!({"prompt": [1, -1]}), "prompt[1]", "got -1"),
+        (json!({"prompt": vec!["a"; 257]}), "prompt", "prompt must be 256 prompts at most, got 257"),
+        (json!({"prompt": {"text": "a"}}), "prompt", "must be a string, a list of strings"),
         (json!({"max_tokens": 0}), "max_tokens", "max_tokens must be from 1 to 4294967295, got 0"),
         (json!({"max_tokens": 1.5}), "max_tokens", "max_tokens must be an integer, got 1.5"),
         (json!({"max_tokens": "16"}), "max_tokens", "max_tokens must be an integer, got \"16\""),
@@ -157,15 +195,38 @@ fn every_fault_names_its_field_and_what_belongs_there() {
         (json!({"kv_tier": 3}), "kv_tier", "kv_tier must be from 4 to 128, got 3"),
         (json!({"kv_tier": 129}), "kv_tier", "got 129"),
         (json!({"kv_transfer": "1"}), "kv_transfer", "kv_transfer must be a boolean"),
-        (json!({"n": 2}), "n", "n = 2 is not supported yet; leave it out or send 1"),
-        (json!({"best_of": 3}), "best_of", "not supported yet"),
-        (json!({"echo": true}), "echo", "not supported yet"),
-        (json!({"logprobs": 0}), "logprobs", "not supported yet"),
+        (json!({"n": 0}), "n", "n must be from 1 to 128, got 0"),
+        (json!({"n": 100, "prompt": ["a", "b", "c"]}), "n", "n must be at most 85 for 3 prompts, got 100"),
+        (
+            json!({"best_of": 3}),
+            "best_of",
+            "best_of = 3 is not supported yet; leave it out or send the value of n, 1",
+        ),
+        (
+            json!({"echo": true, "logprobs": 0}),
+            "echo",
+            "true together with logprobs is not supported yet; ask for one",
+        ),
+        (json!({"logprobs": 21}), "logprobs", "logprobs must be from 0 to 20, got 21"),
+        (json!({"logprobs": true}), "logprobs", "logprobs must be an integer"),
         (json!({"suffix": "s"}), "suffix", "not supported yet"),
-        (json!({"logit_bias": {"5": 1}}), "logit_bias", "not supported yet"),
-        (json!({"presence_penalty": 0.5}), "presence_penalty", "not supported yet"),
-        (json!({"frequency_penalty": -1}), "frequency_penalty", "not supported yet"),
-        (json!({"repetition_penalty": 1.1}), "repetition_penalty", "not supported yet"),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+            "an object is not supported yet",
+        ),
+        (json!({"logit_bias": [1]}), "logit_bias", "logit_bias must be an object, got a list of 1"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias.x", "must be named by a token id, got \"x\""),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias.5", "from -100 to 100, got 101"),
+        (json!({"logit_bias": {"5": "1"}}), "logit_bias.5", "must be a number"),
+        (json!({"presence_penalty": 2.5}), "presence_penalty", "from -2 to 2, got 2.5"),
+        (json!({"frequency_penalty": "1"}), "frequency_penalty", "must be a number"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", "above 0 and at most 10, got 0"),
+        (json!({"min_p": 1.5}), "min_p", "from 0 to 1, got 1.5"),
+        (json!({"min_tokens": 17}), "min_tokens", "from 0 to 16, got 17"),
+        (json!({"stop_token_ids": 5}), "stop_token_ids", "must be a list of token ids, got 5"),
+        (json!({"stop_token_ids": ["a"]}), "stop_token_ids[0]", "must be a token id"),
+        (json!({"stop_token_ids": vec![1; 129]}), "stop_token_ids", "128 tokens at most, got 129"),
     ];
     for (fields, param, words) in cases {
         let error = parse(&with(fields.clone())).unwrap_err();
@@ -202,7 +263,8 @@ fn a_clients_long_value_is_not_repeated_in_full() {
 fn an_answer_has_the_apis_shape() {
     let mut completion = Completion::new(Default::default(), "m");
     completion.created = 5;
-    completion.choices.push(Choice::new("hi".into(), Some(openai::FinishReason::Length)));
+    let finish_reason = Some(openai::FinishReason::Length);
+    completion.choices.push(Choice { index: 0, text: "hi".into(), logprobs: None, finish_reason });
     let chunk = serde_json::to_value(&completion).unwrap();
     assert_eq!(
         chunk,
@@ -228,8 +290,8 @@ proptest! {
     #[test]
     fn a_request_that_passes_is_within_all_ranges(temperature in -1.0..4.0f64, top_p in -1.0..2.0f64, tier in 0..200) {
         if let Ok(request) = parse(&with(json!({"temperature": temperature, "top_p": top_p, "kv_tier": tier}))) {
-            prop_assert!((0.0..=2.0).contains(&request.temperature));
-            prop_assert!(request.top_p > 0.0 && request.top_p <= 1.0);
+            prop_assert!((0.0..=2.0).contains(&request.sampling.temperature));
+            prop_assert!(request.sampling.top_p > 0.0 && request.sampling.top_p <= 1.0);
             prop_assert!((4..=128).contains(&request.kv.tier));
         }
     }

@@ -3,25 +3,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use openai::response::{Object, unix_seconds};
-use openai::{ModelCard, ModelList, Tokenizer};
+use openai::{ChatTemplate, ModelCard, ModelList, Tokenizer};
+use service::build::{BUILD, BuildInfo};
 use service::{Readiness, Registry, Shutdown, admin};
 use tokio::sync::Semaphore;
+use tower_http::cors::CorsLayer;
 use tracing::{Instrument, info_span};
 use transport::ids::RequestId;
 use uuid::Uuid;
 
-use crate::completions;
+use crate::access::{self, Keys};
+use crate::api;
 use crate::config::Config;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::model::RouterModel;
+use crate::openapi;
 use crate::relay::Relay;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,7 +40,10 @@ pub(crate) struct App {
     pub(crate) max_body_bytes: u32,
     pub(crate) max_requests: u32,
     pub(crate) client_deadline: Duration,
+    /// Tokens generated at most for a chat request that does not say.
+    pub(crate) chat_max_tokens: u32,
     pub(crate) tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
     /// One permit per request served at once.
     pub(crate) places: Arc<Semaphore>,
     pub(crate) relay: Relay,
@@ -45,11 +52,18 @@ pub(crate) struct App {
     created: u64,
 }
 
+/// What is read from the model directory to turn text into tokens.
+#[derive(Debug)]
+pub(crate) struct TextModel {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) chat_template: Option<ChatTemplate>,
+}
+
 impl App {
     pub(crate) fn new(
         config: &Config,
         model: &RouterModel,
-        tokenizer: Tokenizer,
+        text: TextModel,
         relay: Relay,
         metrics: Metrics,
         shutdown: Shutdown,
@@ -60,7 +74,9 @@ impl App {
             max_body_bytes: config.max_body_bytes,
             max_requests: config.max_requests,
             client_deadline: config.client_seconds,
-            tokenizer,
+            chat_max_tokens: config.chat_max_tokens,
+            tokenizer: text.tokenizer,
+            chat_template: text.chat_template,
             places: Arc::new(Semaphore::new(config.max_requests as usize)),
             relay,
             metrics,
@@ -68,30 +84,63 @@ impl App {
             created: unix_seconds(),
         }
     }
+
+    /// The model's chat template, if it has one.
+    pub(crate) fn chat_template(&self) -> Result<&ChatTemplate, Error> {
+        self.chat_template.as_ref().ok_or(Error::NoChatTemplate)
+    }
 }
 
-/// The HTTP service.
-pub(crate) fn app(app: Arc<App>, readiness: Readiness, registry: Registry) -> Router {
+/// The HTTP service. Keys guard what costs work or tells of it; probes, metrics and descriptions are open.
+pub(crate) fn app(app: Arc<App>, readiness: Readiness, registry: Registry, access: Access) -> Router {
     let body_limit = DefaultBodyLimit::max(app.max_body_bytes as usize);
-    Router::new()
-        .route("/v1/completions", post(completions::create))
+    let guarded = api::routes()
         .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .layer(middleware::from_fn_with_state(access.keys, access::guard));
+    Router::new()
+        .merge(guarded)
+        .merge(openapi::routes())
+        .route("/version", get(version))
         .merge(admin::routes(readiness, registry))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(body_limit)
+        .layer(access.cors)
         .layer(middleware::from_fn(name_request))
         .with_state(app)
 }
 
-async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
-    Json(ModelList::from(vec![ModelCard {
+/// Who may call.
+#[derive(Debug)]
+pub(crate) struct Access {
+    pub(crate) keys: Option<Keys>,
+    pub(crate) cors: CorsLayer,
+}
+
+fn card(app: &App) -> ModelCard {
+    ModelCard {
         id: app.served_name.clone(),
         object: Object::Model,
         created: app.created,
         owned_by: "kvferry".to_owned(),
         max_model_len: app.max_model_len,
-    }]))
+    }
+}
+
+async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
+    Json(ModelList::from(vec![card(&app)]))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<ModelCard>, Error> {
+    if id != app.served_name {
+        return Err(Error::UnknownModel { asked: id, served: app.served_name.clone() });
+    }
+    Ok(Json(card(&app)))
+}
+
+async fn version() -> Json<BuildInfo> {
+    Json(BUILD.clone())
 }
 
 async fn unknown_route(request: Request) -> Response {

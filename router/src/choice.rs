@@ -68,7 +68,7 @@ impl Choice {
 
 /// Decides for a request on a pair of nodes; to `explore` is to try the second best.
 pub(crate) fn decide(
-    wanted: &Wanted,
+    wanted: &Wanted<'_>,
     rules: &Rules,
     (prefill, decode): (&Candidate, &Candidate),
     estimates: &Estimates,
@@ -87,7 +87,7 @@ pub(crate) fn decide(
 
 /// What is known of the pair; none unless both the prefill node and the link were measured.
 fn setting(
-    wanted: &Wanted,
+    wanted: &Wanted<'_>,
     rules: &Rules,
     prefill: &Candidate,
     decode: &Candidate,
@@ -110,7 +110,7 @@ fn setting(
 }
 
 struct Outlook<'a> {
-    wanted: &'a Wanted,
+    wanted: &'a Wanted<'a>,
     estimates: &'a Estimates,
     now: Instant,
     setting: Option<Setting>,

@@ -12,6 +12,7 @@ const RULES: Rules = Rules { local_prefill: LocalPrefill::Never, bytes_per_token
 fn candidate(name: &str) -> Candidate {
     Candidate {
         node: NodeId(name.into()),
+        address: ([127, 0, 0, 1], 9).into(),
         in_flight: 0,
         assigned: 0,
         max_sessions: 8,
@@ -22,8 +23,15 @@ fn candidate(name: &str) -> Candidate {
     }
 }
 
-fn wanted(prompt_tokens: u32, codec: KvCodec, mode: Wish) -> Wanted {
-    Wanted { prompt_tokens, max_tokens: 8, kv: KvOptions { report: false, codec, tier: 32, mode } }
+fn wanted(prompt_tokens: u32, codec: KvCodec, mode: Wish) -> Wanted<'static> {
+    Wanted {
+        prompt_tokens,
+        max_tokens: 8,
+        kv: KvOptions { report: false, codec, tier: 32, mode },
+        pinned: None,
+        affinity: None,
+        local: None,
+    }
 }
 
 /// A pair on which a prompt of 1,000 tokens took 250 ms over a link of so many Gb/s.
@@ -42,7 +50,7 @@ fn measured(gbps: f32) -> Estimates {
     estimates
 }
 
-fn decided(wanted: &Wanted, estimates: &Estimates) -> Choice {
+fn decided(wanted: &Wanted<'_>, estimates: &Estimates) -> Choice {
     decide(wanted, &RULES, (&candidate("p"), &candidate("d")), estimates, false)
 }
 

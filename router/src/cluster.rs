@@ -133,7 +133,7 @@ impl Cluster {
     }
 
     /// Chooses nodes for a request, without those in `avoided`, and counts it as their load.
-    pub(crate) fn place(&self, wanted: &Wanted, avoided: &[NodeId]) -> Result<Pair, Unplaceable> {
+    pub(crate) fn place(&self, wanted: &Wanted<'_>, avoided: &[NodeId]) -> Result<Pair, Unplaceable> {
         let mut members = self.members();
         members.placed += 1;
         members.open += u64::from(wanted.kv.codec == KvCodec::Auto);
@@ -235,6 +235,7 @@ impl Node {
         let assigned = self.assigned.load(Ordering::Relaxed);
         Candidate {
             node: id.clone(),
+            address: self.peer.remote_address(),
             in_flight: assigned.max(reported),
             assigned,
             max_sessions: self.register.max_sessions,

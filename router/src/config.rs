@@ -1,12 +1,13 @@
 //! Flags of the router. Times are seconds and may be fractions.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::model::RouterModel;
-use crate::policy::{LocalPrefill, Rules};
+use crate::policy::{LocalPrefill, PrefillFailure, Rules};
 
 /// What a router can be told, but for its model and its certificates.
 #[derive(Debug, Clone, Args)]
@@ -18,16 +19,37 @@ pub struct Config {
     /// Address for nodes, which dial in over QUIC.
     #[arg(long, env = "KVFERRY_QUIC", default_value = "0.0.0.0:8081")]
     pub quic: SocketAddr,
-    /// Requests served at once; more are answered with 429.
-    #[arg(long, env = "KVFERRY_MAX_REQUESTS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Sequences served at once; requests beyond are answered with 429.
+    #[arg(long, visible_alias = "max-num-seqs", env = "KVFERRY_MAX_REQUESTS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_requests: u32,
     /// Longest request body in bytes; longer ones are answered with 413.
     #[arg(long, env = "KVFERRY_MAX_BODY_BYTES", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     pub max_body_bytes: u32,
+    /// Longest prompt plus generation in tokens, where it is to be less than the model's own context.
+    #[arg(long, env = "KVFERRY_MAX_MODEL_LEN", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_model_len: Option<u32>,
+    /// Tokens generated at most for a chat request that does not say; decode nodes set memory aside for all of them.
+    #[arg(long, env = "KVFERRY_CHAT_MAX_TOKENS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub chat_max_tokens: u32,
+    /// File with the API keys that clients may use, one a line; without it nobody is asked for one.
+    #[arg(long, env = "KVFERRY_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Certificate chain in PEM with which the API is served over TLS; needs --tls-key.
+    #[arg(long, env = "KVFERRY_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key in PEM of --tls-cert.
+    #[arg(long, env = "KVFERRY_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Web pages from these origins may call the API; "*" is all, "" none but the router's own.
+    #[arg(long, env = "KVFERRY_ALLOWED_ORIGINS", default_value = "*", value_delimiter = ',')]
+    pub allowed_origins: Vec<String>,
     /// When decode nodes run prompts themselves: while no prefill node can take them and, for kv_codec "auto", where that
     /// is quicker (auto), never, or always.
     #[arg(long, env = "KVFERRY_LOCAL_PREFILL", value_enum, default_value_t)]
     pub local_prefill: LocalPrefill,
+    /// What becomes of a request whose prefill has failed on the nodes tried: an error, or a prompt pass on a decode node.
+    #[arg(long, env = "KVFERRY_PREFILL_FAILURE", value_enum, default_value_t)]
+    pub prefill_failure: PrefillFailure,
     /// Other nodes tried, before the first token only, when one is busy, draining, or cannot be reached.
     #[arg(long, env = "KVFERRY_RETRIES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=16))]
     pub retries: u32,
@@ -58,7 +80,14 @@ impl Config {
             quic: any_port,
             max_requests: 256,
             max_body_bytes: 4 << 20,
+            max_model_len: None,
+            chat_max_tokens: 1024,
+            api_key_file: None,
+            tls_cert: None,
+            tls_key: None,
+            allowed_origins: vec!["*".into()],
             local_prefill: LocalPrefill::default(),
+            prefill_failure: PrefillFailure::default(),
             retries: 1,
             reserve_seconds: Duration::from_secs(5),
             first_token_seconds: Duration::from_secs(120),

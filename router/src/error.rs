@@ -4,6 +4,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use openai::chat::RenderError;
 use openai::tokenizer::EncodeError;
 use openai::{ApiError, ErrorBody, InvalidRequest};
 use transport::message::FailureKind;
@@ -27,6 +28,12 @@ pub(crate) enum Error {
     BodyLate { seconds: f64 },
     #[error("the model {asked:?} is not served here; served: {served:?}")]
     UnknownModel { asked: String, served: String },
+    #[error("this server wants an API key that it knows, sent as \"Authorization: Bearer KEY\"")]
+    Unauthorized,
+    #[error("this model has no chat template, so it takes plain prompts only; send them to /v1/completions")]
+    NoChatTemplate,
+    #[error(transparent)]
+    Chat(#[from] RenderError),
     #[error("there is nothing at {path}")]
     UnknownRoute { path: String },
     #[error("{path} does not take {method}")]
@@ -79,6 +86,12 @@ impl Error {
             Self::BodyBroken { .. } => face(S::BAD_REQUEST, INVALID, "body_broken", false),
             Self::BodyLate { .. } => face(S::REQUEST_TIMEOUT, INVALID, "body_late", false),
             Self::UnknownModel { .. } => face(S::NOT_FOUND, INVALID, "model_not_found", false),
+            Self::Unauthorized => face(S::UNAUTHORIZED, INVALID, "invalid_api_key", false),
+            Self::NoChatTemplate => face(S::BAD_REQUEST, INVALID, "no_chat_template", false),
+            Self::Chat(_) => face(S::BAD_REQUEST, INVALID, "invalid_messages", false),
+            Self::Unplaceable(Unplaceable::NoSuchPrefill { .. }) => {
+                face(S::BAD_REQUEST, INVALID, "prefill_node_not_found", false)
+            }
             Self::UnknownRoute { .. } => face(S::NOT_FOUND, INVALID, "not_found", false),
             Self::WrongMethod { .. } => face(S::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", false),
             Self::Prompt(_) => face(S::BAD_REQUEST, INVALID, "invalid_prompt", false),
@@ -126,13 +139,17 @@ impl Error {
                 Some("max_tokens")
             }
             Self::Unplaceable(Unplaceable::NoPlan) => Some("kv_codec"),
+            Self::NoChatTemplate | Self::Chat(_) => Some("messages"),
             Self::BodyTooLarge { .. }
             | Self::BodyBroken { .. }
             | Self::BodyLate { .. }
             | Self::UnknownRoute { .. }
             | Self::WrongMethod { .. }
+            | Self::Unauthorized
             | Self::Overloaded { .. }
-            | Self::Unplaceable(Unplaceable::NoDecode | Unplaceable::NoPrefill)
+            | Self::Unplaceable(
+                Unplaceable::NoDecode | Unplaceable::NoPrefill | Unplaceable::NoSuchPrefill { .. },
+            )
             | Self::Node(_)
             | Self::Draining
             | Self::Internal { .. } => None,
@@ -157,6 +174,9 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let Face { status, retry, .. } = self.face();
         let mut response = (status, Json(self.body())).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
         }

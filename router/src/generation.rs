@@ -3,12 +3,13 @@
 
 use std::time::Instant;
 
-use openai::{Detokenizer, FinishReason, KvCodec, KvSource, KvTransfer, StopMatcher, Usage};
-use transport::message::FinishReason as NodeReason;
+use openai::response::{TokenLogprob, TokenLogprobs};
+use openai::{Detokenizer, FinishReason, KvCodec, KvSource, KvTransfer, StopMatcher, Tokenizer};
+use transport::message::{FinishReason as NodeReason, Logprobs};
 
 use crate::leg::NodeError;
 use crate::metrics::Metrics;
-use crate::relay::{Step, Tokens};
+use crate::relay::{Drawn, Step, Tokens};
 
 /// A generation under way. Dropped, it is cancelled on the nodes.
 #[derive(Debug)]
@@ -16,12 +17,13 @@ pub(crate) struct Generation {
     /// None once everything has been said.
     tokens: Option<Tokens>,
     /// The first token, until it has been turned into text.
-    first_token: Option<Step>,
-    detokenizer: Detokenizer,
-    stop: StopMatcher,
+    first_token: Option<Drawn>,
+    text: Text,
     limits: Limits,
     generated: u32,
     has_spoken: bool,
+    /// Of tokens whose text is not out yet.
+    logprobs: Vec<TokenLogprobs>,
     last_token: Instant,
     transfer: KvTransfer,
     metrics: Metrics,
@@ -33,76 +35,89 @@ pub(crate) struct Limits {
     pub(crate) arrived: Instant,
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
+    pub(crate) min_tokens: u32,
+}
+
+/// Tokens to text.
+#[derive(Debug)]
+pub(crate) struct Text {
+    tokenizer: Tokenizer,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    /// What goes out before the first text.
+    echo: String,
+}
+
+impl Text {
+    pub(crate) fn new(tokenizer: &Tokenizer, echo: String, stop: Vec<String>) -> Self {
+        let detokenizer = tokenizer.detokenizer();
+        Self { tokenizer: tokenizer.clone(), detokenizer, stop: StopMatcher::new(stop), echo }
+    }
+
+    fn token(&self, id: u32, logprob: f32) -> TokenLogprob {
+        let bytes = self.tokenizer.token_bytes(id);
+        TokenLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes }
+    }
+
+    fn logprobs(&self, id: u32, logprobs: &Logprobs) -> TokenLogprobs {
+        let top = logprobs.top.iter().map(|(id, logprob)| self.token(*id, *logprob));
+        TokenLogprobs { drawn: self.token(id, logprobs.drawn), top: top.collect() }
+    }
 }
 
 /// The next thing to tell the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Piece {
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Piece {
     /// The text of one token; empty while a character or a stop string may be incomplete.
-    Text(String),
-    /// The last text, and why it is the last.
-    End(String, FinishReason),
+    pub(crate) text: String,
+    /// How likely its tokens were, where that was asked for.
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// Tokens up to here.
+    pub(crate) generated: u32,
+    /// Why it is the last piece, if it is.
+    pub(crate) end: Option<FinishReason>,
 }
 
 impl Generation {
-    pub(crate) fn new(
-        tokens: Tokens,
-        limits: Limits,
-        detokenizer: Detokenizer,
-        stop: StopMatcher,
-        metrics: Metrics,
-    ) -> Self {
+    pub(crate) fn new(tokens: Tokens, limits: Limits, text: Text, metrics: Metrics) -> Self {
         let ttft = limits.arrived.elapsed();
         metrics.ttft_seconds.observe(ttft.as_secs_f64());
         metrics.prompt_tokens.inc_by(limits.prompt_tokens.into());
         let transfer = report(&tokens, ttft.as_secs_f64() * 1e3);
         metrics.transferred(&transfer);
         Self {
-            first_token: Some(Step::Token {
-                id: tokens.first_token,
-                logprobs: tokens.first_logprobs.clone(),
-            }),
+            first_token: Some(tokens.first.clone()),
             tokens: Some(tokens),
-            detokenizer,
-            stop,
+            text,
             limits,
             generated: 0,
             has_spoken: false,
+            logprobs: Vec::new(),
             last_token: Instant::now(),
             transfer,
             metrics,
         }
     }
 
-    /// The next piece; nothing may be asked after [`Piece::End`] or an error.
+    /// The next piece; nothing may be asked after the last or after an error.
     pub(crate) async fn next(&mut self) -> Result<Piece, NodeError> {
-        let mut last_text = String::new();
+        let mut last_text = std::mem::take(&mut self.text.echo);
         loop {
-            let text = match self.step().await? {
-                Step::Token { id, .. } => {
-                    self.count();
-                    let text = self.detokenizer.push(id);
-                    let delivery = self.stop.push(&text);
-                    if delivery.stopped {
-                        return Ok(self.end(delivery.text, FinishReason::Stop));
-                    }
-                    delivery.text
-                }
+            let (text, stopped) = match self.step().await? {
+                Step::Token(drawn) => self.take(drawn),
                 Step::Finished(reason) => return Ok(self.finish(last_text, reason)),
             };
+            last_text.push_str(&text);
+            if stopped {
+                return Ok(self.end(last_text, FinishReason::Stop));
+            }
             // The last token's text goes out with the finish reason, which follows it at once.
-            if self.generated == self.limits.max_tokens {
-                last_text = text;
-            } else if self.has_spoken || !text.is_empty() {
+            let is_last = self.generated == self.limits.max_tokens;
+            if !is_last && (self.has_spoken || !last_text.is_empty()) {
                 self.has_spoken = true;
-                return Ok(Piece::Text(text));
+                return Ok(self.piece(last_text, None));
             }
         }
-    }
-
-    /// Tokens so far.
-    pub(crate) fn usage(&self) -> Usage {
-        Usage::new(self.limits.prompt_tokens, self.generated)
     }
 
     /// What the cache cost.
@@ -110,13 +125,28 @@ impl Generation {
         &self.transfer
     }
 
+    /// Turns a token into text, and tells whether a stop string has ended it.
+    fn take(&mut self, Drawn { id, logprobs }: Drawn) -> (String, bool) {
+        self.count();
+        if let Some(logprobs) = logprobs {
+            self.logprobs.push(self.text.logprobs(id, &logprobs));
+        }
+        let text = self.text.detokenizer.push(id);
+        // A stop string counts from the token on that makes up `min_tokens`.
+        if self.generated < self.limits.min_tokens {
+            return (text, false);
+        }
+        let delivery = self.text.stop.push(&text);
+        (delivery.text, delivery.stopped)
+    }
+
     async fn step(&mut self) -> Result<Step, NodeError> {
-        if let Some(first) = self.first_token.take() {
-            return Ok(first);
+        if let Some(drawn) = self.first_token.take() {
+            return Ok(Step::Token(drawn));
         }
         let tokens = self.tokens.as_mut().expect("nothing is asked after the end; this is a bug");
         let step = tokens.next().await?;
-        if matches!(step, Step::Token { .. }) && self.generated == self.limits.max_tokens {
+        if matches!(step, Step::Token(_)) && self.generated == self.limits.max_tokens {
             let reason = format!("more than the {} tokens asked for", self.limits.max_tokens);
             return Err(tokens.protocol_error(reason));
         }
@@ -140,13 +170,13 @@ impl Generation {
 
     /// No more tokens: what was held back can no longer become a character or a stop string.
     fn finish(&mut self, mut text: String, reason: NodeReason) -> Piece {
-        let tail = self.detokenizer.finish();
-        let delivery = self.stop.push(&tail);
+        let tail = self.text.detokenizer.finish();
+        let delivery = self.text.stop.push(&tail);
         text.push_str(&delivery.text);
         if delivery.stopped {
             return self.end(text, FinishReason::Stop);
         }
-        text.push_str(&self.stop.finish());
+        text.push_str(&self.text.stop.finish());
         let reason = match reason {
             NodeReason::Stop => FinishReason::Stop,
             NodeReason::Length => FinishReason::Length,
@@ -157,7 +187,11 @@ impl Generation {
     /// Lets the nodes go; if they were still at work, that cancels them.
     fn end(&mut self, text: String, reason: FinishReason) -> Piece {
         self.tokens = None;
-        Piece::End(text, reason)
+        self.piece(text, Some(reason))
+    }
+
+    fn piece(&mut self, text: String, end: Option<FinishReason>) -> Piece {
+        Piece { text, logprobs: std::mem::take(&mut self.logprobs), generated: self.generated, end }
     }
 }
 

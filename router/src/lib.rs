@@ -2,17 +2,19 @@
 //! back as text.
 //!
 //! ```text
-//! client ─HTTP─► app ─► completions ─► relay ─QUIC─► decode, prefill
-//!                           │            ▲
-//!                           ▼            └─ policy ◄─ cluster ◄─ nodes ◄─QUIC─ nodes dial in
+//! client ─HTTP─► app ─► api ─► sequences ─► relay ─QUIC─► decode, prefill
+//!                        │                    ▲
+//!                        ▼                    └─ policy ◄─ cluster ◄─ nodes ◄─QUIC─ nodes dial in
 //! client ◄─ sse, or whole ◄─ generation ◄─ tokens
 //! ```
 //!
 //! | file | holds |
 //! |---|---|
 //! | [`Config`], [`RouterModel`] | what it is told |
-//! | `app`, `completions`, `sse` | HTTP in and out |
-//! | `relay`, `leg`, `generation` | one request: on the cluster, on one node, as text |
+//! | `app`, `access`, `tls`, `openapi` | HTTP: routes, who may call them, over what, their description |
+//! | `api`, `sse` | what each route takes and answers |
+//! | `sequences`, `transfers` | all that one request generates; its report |
+//! | `relay`, `leg`, `generation` | one sequence: on the cluster, on one node, as text |
 //! | `cluster`, `nodes`, `policy` | who is there, how they come and go, who is chosen |
 //! | `choice`, `latency` | how a cache is coded and sent; the arithmetic behind it |
 //! | `estimates`, `line`, `measured` | what requests have shown: speeds and sizes, their averages, their gauges |
@@ -21,11 +23,12 @@
 //! It holds no weights and no caches, and it never sees a cache's bytes: those go from prefill to decode.
 #![forbid(unsafe_code)]
 
+mod access;
+mod api;
 mod app;
 mod choice;
 mod cluster;
 pub mod command;
-mod completions;
 mod config;
 mod error;
 mod estimates;
@@ -37,12 +40,16 @@ mod measured;
 mod metrics;
 mod model;
 mod nodes;
+mod openapi;
 mod policy;
 mod relay;
+mod sequences;
 mod sse;
 mod start;
+mod tls;
+mod transfers;
 
 pub use config::Config;
 pub use model::{ModelError, RouterModel};
-pub use policy::LocalPrefill;
+pub use policy::{LocalPrefill, PrefillFailure};
 pub use start::{Running, StartError, start};

@@ -2,16 +2,22 @@
 //! decided in [`crate::choice`]. Nothing is measured or reserved here; the nodes have the last word.
 
 use std::cmp::Reverse;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 
 use clap::ValueEnum;
 use openai::KvOptions;
 use transport::ids::NodeId;
-use transport::message::{FailureKind, KvCoding};
+use transport::message::{FailureKind, KvCoding, Role};
 
 use crate::choice::{Choice, decide};
 use crate::estimates::Estimates;
 use crate::latency::Way;
-use crate::leg::{Cause, Phase};
+use crate::leg::{Cause, NodeError, Phase};
+
+/// A node that is fuller than another by more than this share of its sessions, in units of 2^-16, does not keep its
+/// conversations.
+const MUCH_FULLER: u64 = 1 << 14;
 
 /// When a decode node runs prompts itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -26,10 +32,22 @@ pub enum LocalPrefill {
     Always,
 }
 
+/// What becomes of a request whose prefill has failed on the nodes that were tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PrefillFailure {
+    /// The client is told.
+    #[default]
+    Fail,
+    /// A decode node runs the prompt itself; the answer's `kv_transfer` says so.
+    Local,
+}
+
 /// A node as the policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) node: NodeId,
+    /// Where it dials in from.
+    pub(crate) address: SocketAddr,
     /// Requests it is working on, by its own last word or by ours.
     pub(crate) in_flight: u32,
     /// Requests it has from here at this moment.
@@ -61,10 +79,16 @@ pub(crate) struct Candidates {
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct Wanted<'a> {
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
     pub(crate) kv: KvOptions,
+    /// The prefill node that must take it, by name or address.
+    pub(crate) pinned: Option<&'a str>,
+    /// Requests with the same go to the same prefill node, as long as its load allows.
+    pub(crate) affinity: Option<u64>,
+    /// Why a decode node has to run the prompt, if it has to.
+    pub(crate) local: Option<&'static str>,
 }
 
 /// How the operator wants requests placed.
@@ -101,6 +125,10 @@ pub(crate) enum Unplaceable {
     #[error("no prefill node is registered and decode nodes may not run prompts; try again when one is")]
     NoPrefill,
     #[error(
+        "no prefill node is called {asked:?} or reached at that address; leave out x-prefiller-host-port"
+    )]
+    NoSuchPrefill { asked: String },
+    #[error(
         "the request needs {needed} tokens, prompt and max_tokens together; the nodes take {longest} at most"
     )]
     TooLong { needed: u32, longest: u32 },
@@ -113,18 +141,18 @@ pub(crate) enum Unplaceable {
 /// Chooses the least loaded nodes that can serve the request, and the way it takes on them.
 pub(crate) fn place(
     candidates: &Candidates,
-    wanted: &Wanted,
+    wanted: &Wanted<'_>,
     rules: &Rules,
     turn: Turn,
     estimates: &Estimates,
 ) -> Result<(Placement, Choice), Unplaceable> {
     let needed = wanted.prompt_tokens.saturating_add(wanted.max_tokens);
     let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
-    let must_be_local = match rules.local_prefill {
+    let must_be_local = wanted.local.or(match rules.local_prefill {
         LocalPrefill::Always => Some("decode nodes run all prompts (--local-prefill always)"),
         LocalPrefill::Auto => candidates.prefill.is_empty().then_some("no prefill node can take it now"),
         LocalPrefill::Never => None,
-    };
+    });
     if let Some(why) = must_be_local {
         let decode = least_loaded(decode, turn.number).ok_or(Unplaceable::NoDecode)?;
         return Ok((Placement::Local { decode: decode.node.clone() }, Choice::local(why)));
@@ -132,8 +160,12 @@ pub(crate) fn place(
     let prefill = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
     let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
     let decode = least_loaded(decode.into_iter().filter(can_code), turn.number).ok_or(Unplaceable::NoPlan)?;
-    let prefill =
-        least_loaded(prefill.into_iter().filter(can_code), turn.number).ok_or(Unplaceable::NoPlan)?;
+    let prefill = pinned(prefill, wanted.pinned)?.into_iter().filter(can_code);
+    let prefill = match wanted.affinity {
+        None => least_loaded(prefill, turn.number),
+        Some(affinity) => nearest(prefill, affinity),
+    };
+    let prefill = prefill.ok_or(Unplaceable::NoPlan)?;
     let choice = decide(wanted, rules, (prefill, decode), estimates, turn.explore);
     let (prefill, decode) = (prefill.node.clone(), decode.node.clone());
     let placement = match choice.way {
@@ -154,6 +186,36 @@ fn long_enough(nodes: &[Candidate], needed: u32, none: Unplaceable) -> Result<Ve
     Ok(nodes.iter().filter(|node| node.max_session_tokens >= needed).collect())
 }
 
+/// The nodes that the request allows: all, or the one that it names.
+fn pinned<'a>(
+    mut nodes: Vec<&'a Candidate>,
+    pinned: Option<&str>,
+) -> Result<Vec<&'a Candidate>, Unplaceable> {
+    let Some(asked) = pinned else { return Ok(nodes) };
+    let address: Option<SocketAddr> = asked.parse().ok();
+    nodes.retain(|node| node.node.0 == asked || Some(node.address) == address);
+    if nodes.is_empty() {
+        return Err(Unplaceable::NoSuchPrefill { asked: asked.to_owned() });
+    }
+    Ok(nodes)
+}
+
+/// The node that belongs to a conversation, among those that are not much fuller than the emptiest: highest random weight
+/// (Thaler and Ravishankar 1998), so that a node that comes or goes moves only its own share.
+fn nearest<'a>(nodes: impl IntoIterator<Item = &'a Candidate>, affinity: u64) -> Option<&'a Candidate> {
+    let nodes: Vec<_> = nodes.into_iter().collect();
+    let least = nodes.iter().map(|node| node.load()).min()?;
+    let open = nodes.into_iter().filter(|node| node.load() <= least + MUCH_FULLER);
+    open.max_by_key(|node| hash(&(affinity, &node.node.0)))
+}
+
+/// The same in all runs of a release.
+pub(crate) fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn least_loaded<'a>(nodes: impl IntoIterator<Item = &'a Candidate>, turn: u64) -> Option<&'a Candidate> {
     let mut nodes: Vec<_> = nodes.into_iter().collect();
     nodes.sort_by_key(|node| Reverse(node.load()));
@@ -161,6 +223,19 @@ fn least_loaded<'a>(nodes: impl IntoIterator<Item = &'a Candidate>, turn: u64) -
     let equals: Vec<_> = nodes.into_iter().filter(|node| node.load() == least).collect();
     // The remainder is below the number of nodes.
     equals.get((turn % equals.len() as u64) as usize).copied()
+}
+
+/// Whether the cache did not come, so that a decode node may make it itself.
+pub(crate) fn is_prefill_failure(error: &NodeError) -> bool {
+    match &error.cause {
+        Cause::Failed(failure) => match failure.kind {
+            FailureKind::Transfer | FailureKind::Unreachable => true,
+            FailureKind::Busy | FailureKind::Draining | FailureKind::Internal => error.role == Role::Prefill,
+            FailureKind::Invalid | FailureKind::Timeout => false,
+        },
+        Cause::Lost(_) | Cause::Protocol(_) => error.role == Role::Prefill,
+        Cause::Deadline { phase, .. } => error.role == Role::Prefill && *phase == Phase::Reserve,
+    }
 }
 
 /// Whether another node may do better. Only asked before the first token: afterwards the client has seen output that

@@ -11,6 +11,7 @@ use crate::measured::Gauges;
 fn node(name: &str, in_flight: u32) -> Candidate {
     Candidate {
         node: NodeId(name.into()),
+        address: ([127, 0, 0, 1], 9).into(),
         in_flight,
         assigned: in_flight,
         max_sessions: 8,
@@ -25,11 +26,14 @@ fn candidates(prefill: Vec<Candidate>, decode: Vec<Candidate>) -> Candidates {
     Candidates { prefill, decode }
 }
 
-fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted {
+fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted<'static> {
     Wanted {
         prompt_tokens,
         max_tokens: 10,
         kv: KvOptions { report: false, codec, tier: 16, mode: Wish::Auto },
+        pinned: None,
+        affinity: None,
+        local: None,
     }
 }
 
@@ -40,13 +44,13 @@ fn nothing_known() -> Estimates {
 }
 
 /// Places with nothing measured.
-fn place_new(candidates: &Candidates, wanted: &Wanted, rules: &Rules) -> Result<Placement, Unplaceable> {
+fn place_new(candidates: &Candidates, wanted: &Wanted<'_>, rules: &Rules) -> Result<Placement, Unplaceable> {
     let turn = Turn { number: 0, explore: false };
     place(candidates, wanted, rules, turn, &nothing_known()).map(|(placement, _choice)| placement)
 }
 
 /// "prefill>decode:codec" or "decode", or the reason, with nothing measured.
-fn placed(candidates: &Candidates, wanted: &Wanted, rules: &Rules, number: u64) -> String {
+fn placed(candidates: &Candidates, wanted: &Wanted<'_>, rules: &Rules, number: u64) -> String {
     let turn = Turn { number, explore: false };
     match place(candidates, wanted, rules, turn, &nothing_known()) {
         Ok((Placement::Split { prefill, decode, .. }, choice)) => {
@@ -158,5 +162,55 @@ fn only_what_another_node_can_mend_is_tried_again() {
         (Cause::Protocol("nonsense".into()), false),
     ] {
         assert_eq!(may_retry(&cause), expected, "{cause:?}");
+    }
+}
+
+#[test]
+fn a_pinned_node_is_known_by_name_or_address() {
+    let other = Candidate { address: ([10, 0, 0, 7], 4000).into(), ..node("q", 7) };
+    let nodes = candidates(vec![node("p", 0), other], vec![node("d", 0)]);
+    let pinned = |pinned| {
+        let wanted = Wanted { pinned: Some(pinned), ..wanted(10, KvCodec::Raw) };
+        placed(&nodes, &wanted, &AUTO, 0)
+    };
+    assert_eq!((pinned("q"), pinned("10.0.0.7:4000")), ("q>d:raw".into(), "q>d:raw".into()));
+    for stranger in ["10.0.0.7", "10.0.0.7:4001", "Q", ""] {
+        assert!(pinned(stranger).contains("no prefill node is called"), "{stranger}");
+    }
+}
+
+#[test]
+fn a_conversation_keeps_its_node_until_that_is_much_fuller() {
+    let placed_with = |affinity, loads: [u32; 3]| {
+        let prefill = ["a", "b", "c"].iter().zip(loads).map(|(name, load)| node(name, load)).collect();
+        let wanted = Wanted { affinity: Some(affinity), ..wanted(10, KvCodec::Raw) };
+        placed(&candidates(prefill, vec![node("d", 0)]), &wanted, &AUTO, affinity)
+    };
+    let homes: Vec<_> = (0..60).map(|affinity| placed_with(affinity, [0; 3])).collect();
+    for name in ["a", "b", "c"] {
+        let share = homes.iter().filter(|home| home.starts_with(name)).count();
+        assert!((8..=32).contains(&share), "{name} has {share} of 60 conversations");
+    }
+    let of_a = homes.iter().position(|home| home.starts_with('a')).unwrap() as u64;
+    // A quarter of its eight sessions more is borne, more than that is not.
+    assert!(placed_with(of_a, [2, 0, 0]).starts_with('a'));
+    assert!(!placed_with(of_a, [3, 0, 0]).starts_with('a'));
+}
+
+#[test]
+fn a_cache_that_did_not_come_is_told_from_a_request_that_is_wrong() {
+    let error = |role, cause| NodeError { node: NodeId("n".into()), role, cause };
+    let failed = |kind| Cause::Failed(transport::message::Failure { kind, message: String::new() });
+    for (role, cause, expected) in [
+        (Role::Prefill, failed(FailureKind::Internal), true),
+        (Role::Decode, failed(FailureKind::Internal), false),
+        (Role::Decode, failed(FailureKind::Transfer), true),
+        (Role::Decode, failed(FailureKind::Unreachable), true),
+        (Role::Prefill, failed(FailureKind::Invalid), false),
+        (Role::Prefill, Cause::Lost("gone".into()), true),
+        (Role::Decode, Cause::Lost("gone".into()), false),
+    ] {
+        let error = error(role, cause);
+        assert_eq!(is_prefill_failure(&error), expected, "{error}");
     }
 }

@@ -18,13 +18,14 @@ use transport::message::{
     Prefill, Request, Reserve, Role, Sampling, Transfer,
 };
 
+use crate::api::Pins;
 use crate::choice::Choice;
 use crate::cluster::{Assigned, Cluster, Pair};
 use crate::config::Config;
 use crate::error::Error;
 use crate::leg::{Cause, Leg, NodeError, Phase};
 use crate::metrics::Metrics;
-use crate::policy::{self, Wanted};
+use crate::policy::{self, PrefillFailure, Wanted};
 
 /// When decode reports a broken transfer, how long prefill is given to say what really happened.
 const ROOT_CAUSE_WAIT: Duration = Duration::from_millis(250);
@@ -35,6 +36,7 @@ pub(crate) struct Relay {
     cluster: Cluster,
     metrics: Metrics,
     retries: u32,
+    prefill_failure: PrefillFailure,
     reserve: Duration,
     first_token: Duration,
     next_token: Duration,
@@ -48,13 +50,13 @@ pub(crate) struct Job {
     pub(crate) max_tokens: u32,
     pub(crate) sampling: Sampling,
     pub(crate) kv: KvOptions,
+    pub(crate) pins: Pins,
 }
 
 /// A generation whose first token is there. Dropped, it is cancelled on the nodes.
 #[derive(Debug)]
 pub(crate) struct Tokens {
-    pub(crate) first_token: u32,
-    pub(crate) first_logprobs: Option<Logprobs>,
+    pub(crate) first: Drawn,
     pub(crate) transfer: Transfer,
     /// How the request came to run where it does.
     pub(crate) choice: Choice,
@@ -62,10 +64,17 @@ pub(crate) struct Tokens {
     deadline: Duration,
 }
 
+/// A token, and how likely it was where that was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Drawn {
+    pub(crate) id: u32,
+    pub(crate) logprobs: Option<Logprobs>,
+}
+
 /// What comes after the first token.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Step {
-    Token { id: u32, logprobs: Option<Logprobs> },
+    Token(Drawn),
     Finished(FinishReason),
 }
 
@@ -75,6 +84,7 @@ impl Relay {
             cluster,
             metrics,
             retries: config.retries,
+            prefill_failure: config.prefill_failure,
             reserve: config.reserve_seconds,
             first_token: config.first_token_seconds,
             next_token: config.next_token_seconds,
@@ -84,7 +94,14 @@ impl Relay {
     /// Runs a request up to its first token, on other nodes where the first ones cannot.
     pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
         let prompt_tokens = prompt_tokens(job);
-        let wanted = Wanted { prompt_tokens, max_tokens: job.max_tokens, kv: job.kv };
+        let mut wanted = Wanted {
+            prompt_tokens,
+            max_tokens: job.max_tokens,
+            kv: job.kv,
+            pinned: job.pins.prefill.as_deref(),
+            affinity: job.pins.session.as_ref().map(policy::hash),
+            local: None,
+        };
         let mut avoided: Vec<NodeId> = Vec::new();
         let mut last_error: Option<NodeError> = None;
         loop {
@@ -100,7 +117,15 @@ impl Relay {
             };
             self.metrics.node_failed(error.role.name(), Error::Node(error.clone()).face().code);
             if avoided.len() >= self.retries as usize || !policy::may_retry(&error.cause) {
-                return Err(error.into());
+                if self.prefill_failure == PrefillFailure::Fail
+                    || wanted.local.is_some()
+                    || !policy::is_prefill_failure(&error)
+                {
+                    return Err(error.into());
+                }
+                info!(%error, "a decode node runs the prompt");
+                wanted.local = Some("prefill failed (--prefill-failure local)");
+                continue;
             }
             info!(%error, "trying other nodes");
             self.metrics.retries.inc();
@@ -124,27 +149,24 @@ impl Relay {
                 Some(self.prefill(job, node, coding, target).await?)
             }
         };
-        let (first_token, first_logprobs, transfer) =
-            self.await_first_token(&mut decode, prefill.as_mut()).await?;
+        let (first, transfer) = self.await_first_token(&mut decode, prefill.as_mut()).await?;
         if let Some(prefill) = prefill {
             // The cache is there, so prefill is done but for saying so; the client need not wait for that.
             tokio::spawn(prefill.settle(self.reserve));
         }
         self.cluster.learn(prompt_tokens(job), &decode.node().id, &transfer);
-        Ok(Tokens { first_token, first_logprobs, transfer, choice, decode, deadline: self.next_token })
+        Ok(Tokens { first, transfer, choice, decode, deadline: self.next_token })
     }
 
     async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {
-        let (source, prompt_ids) = match is_local {
-            true => (KvSource::Local { token_ids: job.token_ids.clone() }, Vec::new()),
-            false => (KvSource::Remote, job.sampling.penalized(&job.token_ids)),
-        };
+        let source =
+            if is_local { KvSource::Local { token_ids: job.token_ids.clone() } } else { KvSource::Remote };
         let request = Request::Reserve(Reserve {
             request: job.request,
             prompt_tokens: prompt_tokens(job),
             max_tokens: job.max_tokens,
             sampling: job.sampling.clone(),
-            prompt_ids,
+            prompt_ids: if is_local { Vec::new() } else { job.sampling.penalized(&job.token_ids) },
             source,
         });
         let mut leg = Leg::open(node, &request, self.reserve).await?;
@@ -180,7 +202,7 @@ impl Relay {
         &self,
         decode: &mut Leg,
         mut prefill: Option<&mut Leg>,
-    ) -> Result<(u32, Option<Logprobs>, Transfer), NodeError> {
+    ) -> Result<(Drawn, Transfer), NodeError> {
         let end = Instant::now() + self.first_token;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -201,8 +223,8 @@ impl Relay {
                 message = decode.recv(Phase::FirstToken, left) => message?,
             };
             return match from_decode {
-                FromDecode::Ready { first_token, logprobs, transfer } => {
-                    Ok((first_token, logprobs, transfer))
+                FromDecode::Ready { first_token: id, logprobs, transfer } => {
+                    Ok((Drawn { id, logprobs }, transfer))
                 }
                 FromDecode::Fail(failure) => Err(root_cause(decode, failure, prefill).await),
                 other => Err(unexpected(decode, &other)),
@@ -276,7 +298,7 @@ impl Tokens {
     /// The next token, or the end.
     pub(crate) async fn next(&mut self) -> Result<Step, NodeError> {
         match self.decode.recv(Phase::NextToken, self.deadline).await? {
-            FromDecode::Token { id, logprobs } => Ok(Step::Token { id, logprobs }),
+            FromDecode::Token { id, logprobs } => Ok(Step::Token(Drawn { id, logprobs })),
             FromDecode::Finished { reason } => {
                 self.decode.finish();
                 Ok(Step::Finished(reason))

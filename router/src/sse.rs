@@ -1,4 +1,4 @@
-//! A generation as server-sent events: one token per event, then the usage where it was asked for, then `[DONE]`. After
+//! An answer as server-sent events: one token per event, then the usage where it was asked for, then `[DONE]`. After
 //! the first event an error can only be an event itself, and no `[DONE]` follows it.
 
 use std::convert::Infallible;
@@ -8,16 +8,13 @@ use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
-use openai::{Choice, Completion, sse};
-use serde::Serialize;
+use openai::sse;
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{Instrument, info};
 
-use crate::completions::Answer;
-use crate::error::Error;
-use crate::generation::Piece;
+use crate::api::Answer;
 
 /// Events that may wait for a client to read them; beyond it the generation waits.
 const QUEUED_EVENTS: usize = 32;
@@ -31,6 +28,11 @@ struct ClientGone;
 pub(crate) fn respond(answer: Answer, shutdown: &Shutdown, client_deadline: Duration) -> Response {
     let (sink, events) = mpsc::channel(QUEUED_EVENTS);
     shutdown.spawn(run(answer, sink, client_deadline).in_current_span());
+    response(events)
+}
+
+/// The answer whose body is these events.
+pub(crate) fn response(events: mpsc::Receiver<Result<Bytes, Infallible>>) -> Response {
     let mut response = Response::new(Body::from_stream(ReceiverStream::new(events)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -54,38 +56,28 @@ async fn run(mut answer: Answer, sink: Sink, client_deadline: Duration) {
 
 async fn events(answer: &mut Answer, sink: &Sink, deadline: Duration) -> Result<(), ClientGone> {
     loop {
-        match answer.generation.next().await {
-            Ok(Piece::Text(text)) => {
-                let choices = vec![Choice::new(text, None)];
-                send(sink, event(&Completion { choices, ..answer.frame.clone() }), deadline).await?;
+        match answer.next().await {
+            Ok(Some(item)) => {
+                let is_last = item.piece.end.is_some() && answer.sequences.is_over();
+                let mut event = answer.frame.chunk(item);
+                if is_last {
+                    answer.succeeded();
+                    event += &answer.frame.usage(&answer.sequences);
+                    event += sse::DONE;
+                }
+                send(sink, event, deadline).await?;
+                if is_last {
+                    return Ok(());
+                }
             }
-            Ok(Piece::End(text, reason)) => {
-                let choices = vec![Choice::new(text, Some(reason))];
-                let last = event(&Completion { choices, ..answer.frame.clone() });
-                answer.succeeded();
-                return send(sink, last + &usage(answer) + sse::DONE, deadline).await;
-            }
+            // The last piece has ended the stream already.
+            Ok(None) => return Ok(()),
             Err(error) => {
-                let error = Error::Node(error);
                 answer.failed(&error);
-                return send(sink, event(&error.body()), deadline).await;
+                return send(sink, answer.frame.error(&error), deadline).await;
             }
         }
     }
-}
-
-/// The event behind the last token, with usage and transfer and without choices; nothing if neither was asked for.
-fn usage(answer: &Answer) -> String {
-    if !answer.include_usage && !answer.report_transfer {
-        return String::new();
-    }
-    let usage = Some(answer.generation.usage());
-    let kv_transfer = answer.report_transfer.then(|| answer.generation.transfer().clone());
-    event(&Completion { usage, kv_transfer, ..answer.frame.clone() })
-}
-
-fn event(value: &impl Serialize) -> String {
-    sse::encode(value).expect("answers have string keys and finite numbers; this is a bug")
 }
 
 async fn send(sink: &Sink, events: String, deadline: Duration) -> Result<(), ClientGone> {

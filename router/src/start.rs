@@ -1,25 +1,26 @@
 //! Brings the router up and takes it down, in its own process or inside another.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use openai::Tokenizer;
 use openai::tokenizer::LoadError;
+use openai::{ChatTemplate, Tokenizer};
 use service::{Drained, Readiness, Registry, Shutdown};
-use tokio::net::TcpListener;
 use tracing::info;
 use transport::ids::NodeId;
 use transport::message::{Hello, Role};
 use transport::{BindError, CloseCode, Endpoint, EndpointConfig, Identity, IdentityError};
 
-use crate::app::{self, App};
+use crate::access::{self, AccessError, Keys};
+use crate::app::{self, Access, App, TextModel};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::model::{ModelError, RouterModel};
 use crate::nodes;
 use crate::relay::Relay;
+use crate::tls::{self, TlsError};
 
 /// How long nodes are given to hear that the router goes.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -49,9 +50,23 @@ pub enum StartError {
     /// Signal handlers.
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
-    /// The tokenizer.
+    /// The tokenizer or the chat template.
     #[error("cannot load the tokenizer: {0}")]
     Tokenizer(#[from] LoadError),
+    /// A context longer than the model's.
+    #[error("--max-model-len {asked} is more than the model's context of {context} tokens")]
+    MaxModelLen {
+        /// What was asked for.
+        asked: u32,
+        /// What the model has.
+        context: u32,
+    },
+    /// API keys or origins.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// Certificates of the API.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address for clients.
     #[error("cannot listen on TCP {address}: {source}; choose another with --http")]
     Http {
@@ -74,13 +89,21 @@ pub enum StartError {
 /// See [`StartError`]; nothing is left behind.
 pub async fn start(
     config: &Config,
-    model: RouterModel,
+    mut model: RouterModel,
     identity: &Identity,
     shutdown: Shutdown,
 ) -> Result<Running, StartError> {
-    let tokenizer = Tokenizer::load(&model.model_dir)?;
+    shorten(&mut model, config.max_model_len)?;
+    let text = TextModel {
+        tokenizer: Tokenizer::load(&model.model_dir)?,
+        chat_template: ChatTemplate::load(&model.model_dir)?,
+    };
+    let keys = config.api_key_file.as_deref().map(Keys::load).transpose()?;
+    let access = Access { keys, cors: access::cors(&config.allowed_origins)? };
+    let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
+    let tls = tls.map(|(cert, key)| tls::load(cert, key)).transpose()?;
     let in_http = |source| StartError::Http { address: config.http, source };
-    let listener = TcpListener::bind(config.http).await.map_err(in_http)?;
+    let listener = listen(config.http).map_err(in_http)?;
     let hello = Hello::new(NodeId("router".into()), Role::Router, model.identity.clone());
     let endpoint = Endpoint::bind(config.quic, identity, hello, EndpointConfig::default())?;
     let (http, quic) = (listener.local_addr()?, endpoint.local_addr()?);
@@ -89,13 +112,35 @@ pub async fn start(
     let metrics = Metrics::new(&registry);
     let cluster = Cluster::new(config.rules(&model), readiness.clone(), metrics.clone());
     let relay = Relay::new(cluster.clone(), metrics.clone(), config);
-    let app = Arc::new(App::new(config, &model, tokenizer, relay, metrics, shutdown.clone()));
+    let app = Arc::new(App::new(config, &model, text, relay, metrics, shutdown.clone()));
     take_nodes(endpoint.clone(), cluster.clone(), config.silence_seconds, &shutdown);
-    let service = app::app(app, readiness, registry);
-    let draining = shutdown.draining();
-    shutdown.spawn(async move { axum::serve(listener, service).with_graceful_shutdown(draining).await });
-    info!(%http, %quic, model = model.served_name, max_model_len = model.max_model_len, "router is up");
+    let service = app::app(app, readiness, registry, access);
+    let served = shutdown.clone();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    shutdown.spawn(async move { tls::serve(listener, service, tls, &served).await });
+    info!(scheme, %http, %quic, model = model.served_name, max_model_len = model.max_model_len, "router is up");
     Ok(Running { http, quic, endpoint, cluster, shutdown })
+}
+
+/// A listener as the async runtime wants it.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves less than the model's context, where that is asked for.
+fn shorten(model: &mut RouterModel, max_model_len: Option<u32>) -> Result<(), StartError> {
+    match max_model_len {
+        Some(asked) if asked > model.max_model_len => {
+            Err(StartError::MaxModelLen { asked, context: model.max_model_len })
+        }
+        Some(asked) => {
+            model.max_model_len = asked;
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Takes nodes until the very end, since running requests need theirs while the router drains.

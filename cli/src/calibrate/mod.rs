@@ -118,7 +118,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let bars = MultiProgress::new();
     let texts = read_corpus(args, &bars)?;
     let tokenizer = Tokenizer::load(&args.model)?;
-    let template = ChatTemplate::load(&args.model).ok();
+    let template = ChatTemplate::load(&args.model).ok().flatten();
     let mix = (args.question_share, args.seed);
     let mut documents = Documents::new(&texts, &tokenizer, template.as_ref(), longest, mix);
     let (mut seen, held_out) = see(args, &loaded, &mut documents, (&bars, &mut clock))?;

@@ -167,7 +167,7 @@ mod tests {
     fn subject() -> Subject {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
         let mut subject = Subject::load(&dir, None).unwrap();
-        subject.template = Some(openai::ChatTemplate::load(&dir).unwrap());
+        subject.template = openai::ChatTemplate::load(&dir).unwrap();
         subject
     }
 

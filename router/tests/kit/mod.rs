@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use transport::ids::{NodeId, Ticket};
 use transport::message::{
     Control, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, Hello, KvCoding, KvMode, KvSource,
-    Load, ModelIdentity, PrefillStats, Register, Request, Reserve, Role, Transfer,
+    Load, Logprobs, ModelIdentity, PrefillStats, Register, Request, Reserve, Role, Transfer,
 };
 use transport::{Authority, Endpoint, EndpointConfig, Identity, Peer, SendEnd, Stream};
 
@@ -54,8 +54,35 @@ impl Bench {
     }
 
     pub(crate) async fn post(&self, body: &Value) -> reqwest::Response {
-        let request = self.client.post(self.url("/v1/completions")).body(body.to_string());
+        self.post_to("/v1/completions", body).await
+    }
+
+    pub(crate) async fn post_to(&self, path: &str, body: &Value) -> reqwest::Response {
+        let request = self.client.post(self.url(path)).body(body.to_string());
         tokio::time::timeout(SOON, request.send()).await.unwrap().unwrap()
+    }
+
+    /// A whole answer of any route as JSON.
+    pub(crate) async fn json(&self, path: &str, body: &Value) -> Value {
+        let response = self.post_to(path, body).await;
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The chunks of a stream of any route, which must end well.
+    pub(crate) async fn stream_of(&self, path: &str, body: &Value) -> Vec<Value> {
+        let response = self.post_to(path, body).await;
+        assert_eq!(response.status(), 200);
+        let bytes = tokio::time::timeout(SOON, response.bytes()).await.unwrap().unwrap();
+        let events = Decoder::default().push(&bytes).unwrap();
+        let (done, data) = events.split_last().unwrap();
+        assert_eq!(*done, Event::Done);
+        let json = |event: &Event| match event {
+            Event::Data(json) => serde_json::from_str(json).unwrap(),
+            Event::Done => panic!("[DONE] before the end"),
+        };
+        data.iter().map(json).collect()
     }
 
     /// Status, and the error object.
@@ -183,6 +210,10 @@ pub(crate) struct Script {
     pub(crate) refuse: Option<FailureKind>,
     /// Tokens, the first included.
     pub(crate) tokens: Vec<u32>,
+    /// Whether the cache of another node never comes.
+    pub(crate) only_local: bool,
+    /// How likely each of them was.
+    pub(crate) logprobs: Option<Logprobs>,
     pub(crate) then: Then,
 }
 
@@ -198,13 +229,19 @@ pub(crate) enum Then {
 
 impl Default for Script {
     fn default() -> Self {
-        Self { refuse: None, tokens: vec![], then: Then::Finish(FinishReason::Length) }
+        Self {
+            refuse: None,
+            tokens: vec![],
+            only_local: false,
+            logprobs: None,
+            then: Then::Finish(FinishReason::Length),
+        }
     }
 }
 
 impl Script {
     pub(crate) fn says(text: &str, then: Then) -> Self {
-        Self { refuse: None, tokens: ids(text), then }
+        Self { tokens: ids(text), then, ..Self::default() }
     }
 
     pub(crate) fn refuses(kind: FailureKind) -> Self {
@@ -297,12 +334,19 @@ async fn answer(peer: Peer, mut stream: Stream, script: Script, seen: mpsc::Unbo
 async fn decode(peer: &Peer, stream: &mut Stream, script: &Script, is_local: bool) {
     let _ = stream.sender.send(&FromDecode::Reserved { ticket: Ticket::random() }).await;
     let Some((&first_token, rest)) = script.tokens.split_first() else { return };
+    if script.only_local && !is_local {
+        return;
+    }
     let _ = stream
         .sender
-        .send(&FromDecode::Ready { first_token, logprobs: None, transfer: transfer(is_local) })
+        .send(&FromDecode::Ready {
+            first_token,
+            logprobs: script.logprobs.clone(),
+            transfer: transfer(is_local),
+        })
         .await;
     for &id in rest {
-        let _ = stream.sender.send(&FromDecode::Token { id, logprobs: None }).await;
+        let _ = stream.sender.send(&FromDecode::Token { id, logprobs: script.logprobs.clone() }).await;
     }
     match script.then {
         Then::Finish(reason) => {

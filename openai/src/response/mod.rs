@@ -1,4 +1,13 @@
-//! What `/v1/completions` answers. A whole answer and a chunk of a stream are the same object.
+//! What the API answers. This file has `/v1/completions`, where a whole answer and a chunk of a stream are the same
+//! object, and what it shares with chat.
+
+mod chat;
+mod logprobs;
+mod tokens;
+
+pub use chat::{ASSISTANT, AssistantMessage, ChatChoice, ChatCompletion, Delta};
+pub use logprobs::{ChatLogprobs, ChatTokenLogprobs, Logprobs, TokenLogprob, TokenLogprobs};
+pub use tokens::{Detokenized, Tokenized};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,13 +16,21 @@ use uuid::Uuid;
 
 /// Value of `object` in the API's answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Object {
     /// A completion, or a chunk of one.
+    #[serde(rename = "text_completion")]
     TextCompletion,
+    /// A chat completion.
+    #[serde(rename = "chat.completion")]
+    ChatCompletion,
+    /// A chunk of one.
+    #[serde(rename = "chat.completion.chunk")]
+    ChatCompletionChunk,
     /// A list.
+    #[serde(rename = "list")]
     List,
     /// A model's card.
+    #[serde(rename = "model")]
     Model,
 }
 
@@ -28,9 +45,9 @@ pub struct Completion {
     pub created: u64,
     /// The model's id.
     pub model: String,
-    /// One choice; none in the usage chunk that ends a stream.
+    /// One per prompt and `n`, in that order; none in the usage chunk that ends a stream.
     pub choices: Vec<Choice>,
-    /// In a whole answer, and in the usage chunk of a stream.
+    /// In a whole answer, in the usage chunk of a stream, and in every chunk where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// Beside the usage, when asked for.
@@ -60,32 +77,25 @@ pub fn unix_seconds() -> u64 {
 }
 
 /// One generated text, or the next piece of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
-    /// 0, since one text is generated per request.
+    /// Which choice it is: those of the first prompt come first.
     pub index: u32,
-    /// The text; the prompt is not repeated.
+    /// The text; the prompt is repeated before it where that was asked for.
     pub text: String,
-    /// Null: not offered yet.
+    /// When asked for.
     #[serde(default)]
-    pub logprobs: Option<()>,
+    pub logprobs: Option<Logprobs>,
     /// Why the generation ended; null while it goes on.
     #[serde(default)]
     pub finish_reason: Option<FinishReason>,
-}
-
-impl Choice {
-    /// The only choice.
-    pub fn new(text: String, finish_reason: Option<FinishReason>) -> Self {
-        Self { index: 0, text, logprobs: None, finish_reason }
-    }
 }
 
 /// Why a generation ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// An end-of-sequence token or a stop string.
+    /// An end-of-sequence token, a stop string or a stop token.
     Stop,
     /// `max_tokens` reached.
     Length,

@@ -1,0 +1,213 @@
+//! The sequences of one request: one for each prompt and `n`. They run side by side, a few at once, and their pieces come
+//! out in the order in which they are made. Dropped, all are cancelled on the nodes.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use openai::{KvTransfer, SamplingOptions, Usage};
+use tokio::sync::OwnedSemaphorePermit;
+use transport::ids::RequestId;
+use transport::message::Sampling;
+use uuid::Uuid;
+
+use crate::api::Ask;
+use crate::app::App;
+use crate::error::Error;
+use crate::generation::{Generation, Limits, Piece, Text};
+use crate::metrics::Record;
+use crate::relay::Job;
+use crate::transfers::Transfers;
+
+/// Sequences of one request that run at once; the others wait for these.
+pub(crate) const AT_ONCE: usize = 16;
+
+/// The next piece of one sequence.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) index: usize,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) piece: Piece,
+}
+
+/// All sequences of a request.
+pub(crate) struct Sequences {
+    waiting: VecDeque<Sequence>,
+    running: FuturesUnordered<Stepping>,
+    /// Tokens of each sequence up to now.
+    generated: Vec<u32>,
+    prompt_tokens: u32,
+    transfers: Transfers,
+    /// The request's places among those that are served at once.
+    permit: OwnedSemaphorePermit,
+}
+
+/// A sequence and what it has just given.
+type Stepped = Result<(Sequence, Piece), Error>;
+type Stepping = Pin<Box<dyn Future<Output = Stepped> + Send>>;
+
+struct Sequence {
+    index: usize,
+    prompt_tokens: u32,
+    state: State,
+}
+
+enum State {
+    /// Not on the cluster yet.
+    Waiting(Box<Start>),
+    Running(Box<Generation>),
+}
+
+/// All that a sequence needs to begin.
+struct Start {
+    app: Arc<App>,
+    job: Job,
+    limits: Limits,
+    text: Text,
+}
+
+impl Sequences {
+    /// Sequences that begin when the first piece is asked for.
+    pub(crate) fn new(app: &Arc<App>, id: RequestId, ask: Ask, record: &Record) -> Self {
+        let sampling = sampling(&ask.sampling, ask.logprobs);
+        let (total, n) = (ask.sequences(), ask.n as usize);
+        let mut waiting = VecDeque::with_capacity(total);
+        let mut prompt_tokens = 0u32;
+        for (prompt_index, prompt) in ask.prompts.into_iter().enumerate() {
+            let tokens = u32::try_from(prompt.token_ids.len()).unwrap_or(u32::MAX);
+            prompt_tokens = prompt_tokens.saturating_add(tokens);
+            for nth in 0..n {
+                let index = prompt_index * n + nth;
+                let job = Job {
+                    // Nodes know sequences by ids of their own; one alone has the request's.
+                    request: if total == 1 { id } else { RequestId::random() },
+                    token_ids: prompt.token_ids.clone(),
+                    max_tokens: prompt.max_tokens,
+                    sampling: Sampling { seed: sampling.seed.wrapping_add(nth as u64), ..sampling.clone() },
+                    kv: ask.kv,
+                    pins: ask.pins.clone(),
+                };
+                let limits = Limits {
+                    arrived: record.arrived(),
+                    prompt_tokens: tokens,
+                    max_tokens: prompt.max_tokens,
+                    min_tokens: ask.sampling.min_tokens,
+                };
+                let text = Text::new(&app.tokenizer, prompt.echo.clone(), ask.sampling.stop.clone());
+                let start = Start { app: Arc::clone(app), job, limits, text };
+                waiting.push_back(Sequence {
+                    index,
+                    prompt_tokens: tokens,
+                    state: State::Waiting(Box::new(start)),
+                });
+            }
+        }
+        Self {
+            waiting,
+            running: FuturesUnordered::new(),
+            generated: vec![0; total],
+            prompt_tokens,
+            transfers: Transfers::default(),
+            permit: ask.permit,
+        }
+    }
+
+    /// The next piece of whichever sequence has one; none when all have ended. After an error nothing may be asked.
+    pub(crate) async fn next(&mut self) -> Result<Option<Item>, Error> {
+        while self.running.len() < AT_ONCE.min(self.permit.num_permits()) {
+            let Some(sequence) = self.waiting.pop_front() else { break };
+            self.running.push(sequence.step());
+        }
+        let Some(stepped) = self.running.next().await else { return Ok(None) };
+        let (sequence, piece) = stepped?;
+        let (index, prompt_tokens) = (sequence.index, sequence.prompt_tokens);
+        self.generated[index] = piece.generated;
+        match (piece.end, &sequence.state) {
+            (None, _) => self.running.push(sequence.step()),
+            (Some(_), State::Running(generation)) => self.transfers.add(index, generation.transfer()),
+            (Some(_), State::Waiting(_)) => {}
+        }
+        Ok(Some(Item { index, prompt_tokens, piece }))
+    }
+
+    /// Whether all have ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.generated.len()
+    }
+
+    /// Tokens so far; a prompt counts once however many sequences it has.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage::new(self.prompt_tokens, self.generated.iter().sum())
+    }
+
+    /// What the caches of ended sequences cost.
+    pub(crate) fn transfer(&self) -> Option<&KvTransfer> {
+        self.transfers.report()
+    }
+}
+
+impl fmt::Debug for Sequences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (waiting, running) = (self.waiting.len(), self.running.len());
+        f.debug_struct("Sequences")
+            .field("waiting", &waiting)
+            .field("running", &running)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sequence {
+    /// Begins where that is still to be done, and gives the next piece.
+    fn step(self) -> Stepping {
+        Box::pin(async move {
+            let Self { index, prompt_tokens, state } = self;
+            let mut generation = match state {
+                State::Running(generation) => generation,
+                State::Waiting(start) => start.begin().await?,
+            };
+            let piece = generation.next().await?;
+            Ok((Self { index, prompt_tokens, state: State::Running(generation) }, piece))
+        })
+    }
+}
+
+impl Start {
+    async fn begin(self) -> Result<Box<Generation>, Error> {
+        let tokens = self.app.relay.begin(&self.job).await?;
+        let metrics = self.app.metrics.clone();
+        Ok(Box::new(Generation::new(tokens, self.limits, self.text, metrics)))
+    }
+}
+
+/// The API's settings as nodes take them.
+fn sampling(options: &SamplingOptions, logprobs: Option<u8>) -> Sampling {
+    Sampling {
+        temperature: options.temperature,
+        top_p: options.top_p,
+        top_k: options.top_k,
+        seed: options.seed.unwrap_or_else(fresh_seed),
+        ignore_eos: options.ignore_eos,
+        min_p: options.min_p,
+        presence_penalty: options.presence_penalty,
+        frequency_penalty: options.frequency_penalty,
+        repetition_penalty: options.repetition_penalty,
+        logit_bias: options.logit_bias.clone(),
+        min_tokens: options.min_tokens,
+        stop_token_ids: options.stop_token_ids.clone(),
+        logprobs,
+    }
+}
+
+/// 64 of a random UUID's 122 random bits.
+fn fresh_seed() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    high ^ low.rotate_left(32)
+}
