@@ -21,11 +21,13 @@ use uuid::Uuid;
 
 use crate::access::{self, Keys};
 use crate::api;
+use crate::board::{self, Feed};
 use crate::config::Config;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::model::RouterModel;
 use crate::openapi;
+use crate::page;
 use crate::relay::Relay;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,6 +51,8 @@ pub(crate) struct App {
     pub(crate) relay: Relay,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
+    /// What the page at `/` shows.
+    pub(crate) feed: Feed,
     created: u64,
 }
 
@@ -77,6 +81,7 @@ impl App {
             chat_max_tokens: config.chat_max_tokens,
             tokenizer: text.tokenizer,
             chat_template: text.chat_template,
+            feed: Feed::new(metrics.board.clone(), relay.cluster().clone(), model),
             places: Arc::new(Semaphore::new(config.max_requests as usize)),
             relay,
             metrics,
@@ -97,10 +102,13 @@ pub(crate) fn app(app: Arc<App>, readiness: Readiness, registry: Registry, acces
     let guarded = api::routes()
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
+        .route("/board", get(board::show))
+        .route("/board/events", get(board::events))
         .layer(middleware::from_fn_with_state(access.keys, access::guard));
     Router::new()
         .merge(guarded)
         .merge(openapi::routes())
+        .merge(page::routes())
         .route("/version", get(version))
         .merge(admin::routes(readiness, registry))
         .fallback(unknown_route)

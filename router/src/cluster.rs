@@ -15,6 +15,7 @@ use transport::ids::NodeId;
 use transport::message::{KvCoding, Load, Register, Role, Transfer};
 use transport::{CloseCode, Peer};
 
+use crate::board::{LinkView, NodeView};
 use crate::choice::Choice;
 use crate::estimates::Estimates;
 use crate::metrics::Metrics;
@@ -59,6 +60,8 @@ struct Node {
     register: Register,
     reported: Load,
     assigned: Arc<AtomicU32>,
+    /// When it was heard last.
+    heard: Instant,
 }
 
 /// Why a node may not join.
@@ -123,8 +126,9 @@ impl Cluster {
         members.joined += 1;
         let generation = members.joined;
         let (reported, assigned) = Default::default();
-        let replaced =
-            members.nodes.insert(node.clone(), Node { peer, generation, register, reported, assigned });
+        let heard = Instant::now();
+        let joining = Node { peer, generation, register, reported, assigned, heard };
+        let replaced = members.nodes.insert(node.clone(), joining);
         if let Some(old) = replaced {
             old.peer.close(CloseCode::REPLACED, "the node has come back over a newer connection");
         }
@@ -159,7 +163,17 @@ impl Cluster {
         self.shared.estimates.record(prompt_tokens, decode, transfer, Instant::now());
     }
 
-    /// Nodes that are here now.
+    /// The nodes that are here now, for the board.
+    pub(crate) fn nodes(&self) -> Vec<NodeView> {
+        self.members().nodes.iter().map(|(id, node)| node.view(id)).collect()
+    }
+
+    /// The links that were measured, for the board.
+    pub(crate) fn links(&self) -> Vec<LinkView> {
+        self.shared.estimates.links(Instant::now())
+    }
+
+    /// How many nodes are here now.
     pub(crate) fn len(&self) -> usize {
         self.members().nodes.len()
     }
@@ -229,6 +243,25 @@ impl Node {
         !self.reported.is_draining && self.peer.close_reason().is_none()
     }
 
+    fn view(&self, id: &NodeId) -> NodeView {
+        let Load { running, waiting, kv_used_tokens, is_draining } = self.reported;
+        let Register { max_sessions, kv_capacity_tokens, .. } = self.register;
+        NodeView {
+            id: id.0.clone(),
+            role: self.role().name(),
+            address: self.peer.remote_address(),
+            running,
+            waiting,
+            kv_used_tokens,
+            draining: is_draining,
+            assigned: self.assigned.load(Ordering::Relaxed),
+            max_sessions,
+            kv_capacity_tokens,
+            has_plan: self.peer.hello().model.plan_id.is_some(),
+            silent_seconds: self.heard.elapsed().as_secs(),
+        }
+    }
+
     /// A heartbeat is up to a second old, so requests assigned since then are counted here as well.
     fn candidate(&self, id: &NodeId) -> Candidate {
         let reported = self.reported.running.saturating_add(self.reported.waiting);
@@ -277,7 +310,7 @@ impl Membership {
         if let Some(node) = members.nodes.get_mut(&self.node)
             && node.generation == self.generation
         {
-            node.reported = load;
+            (node.reported, node.heard) = (load, Instant::now());
         }
     }
 }

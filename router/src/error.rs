@@ -49,6 +49,8 @@ pub(crate) enum Error {
     PromptTooLong { context: u32, at_least: usize },
     #[error("{limit} requests are being served, which is the limit; try again later")]
     Overloaded { limit: u32 },
+    #[error("{limit} clients follow the board, which is the limit; ask for /board now and then instead")]
+    TooManyListeners { limit: usize },
     #[error(transparent)]
     Unplaceable(#[from] Unplaceable),
     #[error(transparent)]
@@ -109,6 +111,9 @@ impl Error {
             Self::Overloaded { .. } => {
                 face(S::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", true)
             }
+            Self::TooManyListeners { .. } => {
+                face(S::SERVICE_UNAVAILABLE, UNAVAILABLE, "too_many_listeners", true)
+            }
             Self::Draining => face(S::SERVICE_UNAVAILABLE, UNAVAILABLE, "draining", true),
             Self::Internal { .. } => face(S::INTERNAL_SERVER_ERROR, SERVER, "internal", false),
             Self::Node(NodeError { cause, .. }) => match cause {
@@ -147,6 +152,7 @@ impl Error {
             | Self::WrongMethod { .. }
             | Self::Unauthorized
             | Self::Overloaded { .. }
+            | Self::TooManyListeners { .. }
             | Self::Unplaceable(
                 Unplaceable::NoDecode | Unplaceable::NoPrefill | Unplaceable::NoSuchPrefill { .. },
             )

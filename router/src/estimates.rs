@@ -11,12 +11,15 @@ use openai::KvCodec;
 use transport::ids::NodeId;
 use transport::message::{KvMode, Transfer};
 
+use crate::board::LinkView;
 use crate::latency::Coder;
 use crate::line::{Fit, Line, Mean};
 use crate::measured::Gauges;
 
 /// Sinks and window of the transform codecs, coded finely or not at all.
 const FIXED_TOKENS: f64 = 132.0;
+/// Links given to the board.
+const MAX_LINKS: usize = 256;
 /// Guessed ratio of these.
 const FIXED_RATIO: f64 = 4.0;
 /// Guessed share of a tier that the other tokens reach, headers and tables included.
@@ -102,6 +105,20 @@ impl Estimates {
         let line = |node| books.prompts.get(node).and_then(|fit| fit.line(now));
         let link = books.links.get(&(prefill.clone(), decode.clone()));
         PairSpeed { prefill: line(prefill), local: line(decode), link: link.and_then(|link| link.get(now)) }
+    }
+
+    /// Links whose speed is known, by the nodes' names; a part of them where they are very many.
+    pub(crate) fn links(&self, now: Instant) -> Vec<LinkView> {
+        let books = self.books();
+        let known = books.links.iter().filter_map(|((prefill, decode), speed)| {
+            let (prefill, decode) = (prefill.0.clone(), decode.0.clone());
+            speed.get(now).map(|speed| LinkView { prefill, decode, gbps: speed * 8e3 / 1e9 })
+        });
+        let mut links: Vec<LinkView> = known.collect();
+        drop(books);
+        links.sort_unstable_by(|a, b| (&a.prefill, &a.decode).cmp(&(&b.prefill, &b.decode)));
+        links.truncate(MAX_LINKS);
+        links
     }
 
     /// What is known, or else guessed, of a codec for a prompt whose cache has `raw` bytes. What was not measured in one

@@ -7,6 +7,7 @@ use openai::response::{TokenLogprob, TokenLogprobs};
 use openai::{Detokenizer, FinishReason, KvCodec, KvSource, KvTransfer, StopMatcher, Tokenizer};
 use transport::message::{FinishReason as NodeReason, Logprobs};
 
+use crate::board::Entry;
 use crate::leg::NodeError;
 use crate::metrics::Metrics;
 use crate::relay::{Drawn, Step, Tokens};
@@ -27,6 +28,7 @@ pub(crate) struct Generation {
     last_token: Instant,
     transfer: KvTransfer,
     metrics: Metrics,
+    entry: Entry,
 }
 
 /// What a generation is measured against.
@@ -85,8 +87,10 @@ impl Generation {
         metrics.prompt_tokens.inc_by(limits.prompt_tokens.into());
         let transfer = report(&tokens, ttft.as_secs_f64() * 1e3);
         metrics.transferred(&transfer);
+        tokens.entry.first_token(&transfer);
         Self {
             first_token: Some(tokens.first.clone()),
+            entry: tokens.entry.clone(),
             tokens: Some(tokens),
             text,
             limits,
@@ -157,6 +161,7 @@ impl Generation {
         let now = Instant::now();
         self.generated += 1;
         self.metrics.generated_tokens.inc();
+        self.entry.token();
         if self.generated > 1 {
             let gap = now.duration_since(self.last_token);
             self.metrics.inter_token_seconds.observe(gap.as_secs_f64());
@@ -164,6 +169,7 @@ impl Generation {
         if self.generated == 2 {
             let since = now.duration_since(self.limits.arrived);
             self.transfer.second_token_ms = Some(to_thousandths(since.as_secs_f64() * 1e3));
+            self.entry.second_token(&self.transfer);
         }
         self.last_token = now;
     }

@@ -19,6 +19,7 @@
 //! | `choice`, `latency` | how a cache is coded and sent; the arithmetic behind it |
 //! | `estimates`, `line`, `measured` | what requests have shown: speeds and sizes, their averages, their gauges |
 //! | `error`, `metrics` | how things fail, what is counted |
+//! | `board`, `page` | the last requests as they run, over HTTP; the page at `/` that shows them |
 //!
 //! It holds no weights and no caches, and it never sees a cache's bytes: those go from prefill to decode.
 #![forbid(unsafe_code)]
@@ -26,6 +27,7 @@
 mod access;
 mod api;
 mod app;
+mod board;
 mod choice;
 mod cluster;
 pub mod command;
@@ -41,6 +43,7 @@ mod metrics;
 mod model;
 mod nodes;
 mod openapi;
+mod page;
 mod policy;
 mod relay;
 mod sequences;

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use service::Registry;
 use service::metrics::{RATIOS, SECONDS};
 
+use crate::board::{Board, Entry};
 use crate::measured::Gauges;
 
 /// How a request ended.
@@ -63,6 +64,7 @@ pub(crate) struct Metrics {
     prefill_seconds: Histogram,
     prefill_queue_seconds: Histogram,
     pub(crate) measured: Gauges,
+    pub(crate) board: Board,
 }
 
 impl Metrics {
@@ -102,13 +104,15 @@ impl Metrics {
             prefill_seconds: seconds("router_prefill_seconds", "Forward passes over a prompt"),
             prefill_queue_seconds: seconds("router_prefill_queue_seconds", "Wait for the prefill engine"),
             measured: Gauges::new(registry),
+            board: Board::new(),
         }
     }
 
     /// A request has arrived; the record must be told how it ended.
     pub(crate) fn request(&self) -> Record {
         self.in_flight.inc();
-        Record { metrics: self.clone(), arrived: Instant::now(), ended: None }
+        let entry = self.board.begin();
+        Record { metrics: self.clone(), arrived: Instant::now(), entry, ended: None }
     }
 
     /// The cluster has so many nodes now.
@@ -144,6 +148,7 @@ impl Metrics {
 pub(crate) struct Record {
     metrics: Metrics,
     arrived: Instant,
+    entry: Entry,
     ended: Option<Outcome>,
 }
 
@@ -161,8 +166,14 @@ impl Record {
         self.arrived.elapsed()
     }
 
+    /// Its line on the board.
+    pub(crate) fn entry(&self) -> Entry {
+        self.entry.clone()
+    }
+
     /// The request has ended.
     pub(crate) fn end(&mut self, outcome: &'static str, status: u16) {
+        self.entry.end(outcome);
         self.ended = Some(Outcome { outcome, status });
     }
 }

@@ -19,6 +19,7 @@ use transport::message::{
 };
 
 use crate::api::Pins;
+use crate::board::Entry;
 use crate::choice::Choice;
 use crate::cluster::{Assigned, Cluster, Pair};
 use crate::config::Config;
@@ -51,6 +52,8 @@ pub(crate) struct Job {
     pub(crate) sampling: Sampling,
     pub(crate) kv: KvOptions,
     pub(crate) pins: Pins,
+    /// Its line on the board.
+    pub(crate) entry: Entry,
 }
 
 /// A generation whose first token is there. Dropped, it is cancelled on the nodes.
@@ -60,6 +63,7 @@ pub(crate) struct Tokens {
     pub(crate) transfer: Transfer,
     /// How the request came to run where it does.
     pub(crate) choice: Choice,
+    pub(crate) entry: Entry,
     decode: Leg,
     deadline: Duration,
 }
@@ -91,9 +95,15 @@ impl Relay {
         }
     }
 
+    /// The cluster that it runs them on.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// Runs a request up to its first token, on other nodes where the first ones cannot.
     pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
         let prompt_tokens = prompt_tokens(job);
+        job.entry.admitted(job.request, prompt_tokens, job.max_tokens);
         let mut wanted = Wanted {
             prompt_tokens,
             max_tokens: job.max_tokens,
@@ -136,6 +146,7 @@ impl Relay {
 
     /// One attempt on one pair. Whatever fails, both legs are dropped, and that cancels both sides.
     async fn attempt(&self, job: &Job, pair: Pair) -> Result<Tokens, NodeError> {
+        job.entry.placed(&pair);
         let Pair { decode, prefill, choice } = pair;
         let (kv_address, instance) = (decode.kv_address, decode.peer.hello().instance);
         let (mut decode, ticket) = self.reserve(job, decode, prefill.is_none()).await?;
@@ -155,7 +166,8 @@ impl Relay {
             tokio::spawn(prefill.settle(self.reserve));
         }
         self.cluster.learn(prompt_tokens(job), &decode.node().id, &transfer);
-        Ok(Tokens { first, transfer, choice, decode, deadline: self.next_token })
+        let (entry, deadline) = (job.entry.clone(), self.next_token);
+        Ok(Tokens { first, transfer, choice, entry, decode, deadline })
     }
 
     async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {

@@ -89,6 +89,7 @@ impl Sequences {
                     sampling: Sampling { seed: sampling.seed.wrapping_add(nth as u64), ..sampling.clone() },
                     kv: ask.kv,
                     pins: ask.pins.clone(),
+                    entry: record.entry(),
                 };
                 let limits = Limits {
                     arrived: record.arrived(),
