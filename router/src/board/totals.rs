@@ -116,7 +116,8 @@ impl Totals {
         let sum = |bytes: fn(&Sums) -> u64| self.codecs.values().map(bytes).fold(0, u64::saturating_add);
         let (raw_bytes, wire_bytes) = (sum(|sums| sums.raw_bytes), sum(|sums| sums.wire_bytes));
         let median = |class: fn(&str) -> bool| {
-            let times = self.codecs.iter().filter(|(name, _)| class(name)).flat_map(|(_, sums)| &sums.ttft_ms);
+            let times =
+                self.codecs.iter().filter(|(name, _)| class(name)).flat_map(|(_, sums)| &sums.ttft_ms);
             Median::of(times.copied().collect())
         };
         TotalsView {

@@ -31,7 +31,7 @@ macro_rules! asset {
     };
 }
 
-static ASSETS: [Asset; 14] = [
+static ASSETS: &[Asset] = &[
     Asset { path: "/", kind: HTML, text: include_str!("assets/index.html") },
     asset!("icon.svg", PICTURE),
     asset!("base.css", STYLE),
@@ -42,9 +42,11 @@ static ASSETS: [Asset; 14] = [
     asset!("bars.js", SCRIPT),
     asset!("api.js", SCRIPT),
     asset!("samples.js", SCRIPT),
+    asset!("answer.js", SCRIPT),
     asset!("playground.js", SCRIPT),
     asset!("board.js", SCRIPT),
     asset!("nodes.js", SCRIPT),
+    asset!("totals.js", SCRIPT),
     asset!("requests.js", SCRIPT),
 ];
 
@@ -59,7 +61,8 @@ pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
 /// The file, or only the word that it has not changed. Browsers ask each time, so that a new release is seen at once.
 fn answer(asset: &Asset, tag: &str, asked: &HeaderMap) -> Response {
     let known = asked.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let is_known = known.is_some_and(|tags| tags.split(',').any(|one| one.trim() == tag || one.trim() == "*"));
+    let is_known =
+        known.is_some_and(|tags| tags.split(',').any(|one| one.trim() == tag || one.trim() == "*"));
     let mut response =
         if is_known { StatusCode::NOT_MODIFIED.into_response() } else { asset.text.into_response() };
     let headers = response.headers_mut();
