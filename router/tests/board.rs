@@ -102,7 +102,7 @@ async fn a_request_is_on_the_board_with_its_nodes_and_bytes_and_without_its_text
     assert_eq!((nodes[0]["id"].clone(), nodes[0]["role"].clone()), (json!("d1"), json!("decode")));
     assert_eq!((nodes[1]["max_sessions"].clone(), nodes[1]["has_plan"].clone()), (json!(8), json!(true)));
     let text = board.to_string();
-    assert!(!text.contains("Agatha") && !text.contains("little"), "{text}");
+    assert!(!text.contains("Agatha") && !text.contains("little dog"), "{text}");
 }
 
 #[tokio::test]

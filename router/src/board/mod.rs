@@ -69,7 +69,7 @@ impl Board {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let started_unix_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
         let clock = Clock { started: Instant::now(), started_unix_ms };
-        Self { shared: Arc::new(Shared { clock, ring: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { clock, ring: Mutex::new(Ring::new()) }) }
     }
 
     /// A request has arrived.

@@ -12,12 +12,12 @@ use crate::board::view::{Read, RequestView, State};
 pub(crate) const MAX_ROWS: usize = 200;
 
 /// The requests, oldest first, and the totals.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ring {
     rows: VecDeque<Row>,
     /// Number of the next request; the rows' numbers are the ones just before it.
     next: u64,
-    /// Changes so far.
+    /// Changes so far and one: a reader that knows nothing says 0.
     version: u64,
     pub(crate) totals: Totals,
 }
@@ -30,6 +30,10 @@ struct Row {
 }
 
 impl Ring {
+    pub(crate) fn new() -> Self {
+        Self { rows: VecDeque::new(), next: 0, version: 1, totals: Totals::default() }
+    }
+
     /// Takes a request in, and lets the oldest go where there is no room. Gives its number.
     pub(crate) fn admit(&mut self, mut view: RequestView, tokens: Arc<AtomicU32>) -> u64 {
         self.version += 1;
@@ -78,7 +82,7 @@ impl Ring {
             version: self.version,
             requests,
             tokens: quiet.map(|row| (row.view.number, row.count())).collect(),
-            totals: (self.version > since || since == 0).then(|| self.totals.view()),
+            totals: (self.version > since).then(|| self.totals.view()),
         }
     }
 
