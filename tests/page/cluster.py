@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-START_SECONDS = 180
+START_SECONDS = 240
 END_SECONDS = 15
 
 
@@ -29,7 +29,8 @@ class Cluster:
         self.process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.said, self.is_up = [], threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
         if not self.is_up.wait(START_SECONDS) or self.process.poll() is not None:
             self.process.kill()
             raise RuntimeError(f"no cluster within {START_SECONDS} s:\n{''.join(self.said)}")
@@ -58,7 +59,10 @@ class Cluster:
         """Ends it as Ctrl-C does, and says whether it went by itself."""
         self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(END_SECONDS) == 0
+            went = self.process.wait(END_SECONDS) == 0
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return False
+            went = False
+        self.listener.join(END_SECONDS)
+        self.process.stdout.close()
+        return went

@@ -12,8 +12,9 @@ from playwright.sync_api import expect, sync_playwright
 SCREENSHOTS = pathlib.Path(os.environ["SCREENSHOTS"])
 DESK = {"width": 1440, "height": 1000}
 PHONE = {"width": 360, "height": 800}
-ANSWER_MS = 60_000
+ANSWER_MS = 120_000
 
+expect.set_options(timeout=30_000)
 _shared = {}
 
 
@@ -50,7 +51,7 @@ class PageTest(unittest.TestCase):
         self.context = shared()["browser"].new_context(
             viewport=self.viewport, color_scheme=self.scheme, has_touch=self.is_phone, is_mobile=self.is_phone,
             device_scale_factor=2 if self.is_phone else 1)
-        self.context.set_default_timeout(20_000)
+        self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
         self.complaints = []
         self.page.on("console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text))

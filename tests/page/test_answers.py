@@ -35,7 +35,7 @@ class Completion(PageTest):
         self.assertEqual("".join(piece for _, piece in pieces).strip(), text.strip())
         self.assertGreater(len({round(at) for at, _ in pieces}), 2, "it came all at once")
         facts = self.page.locator(".answer .facts")
-        for words in ("First token", "tokens/s", "kvtc, tier 32"):
+        for words in ("First token", "Prompt", "kvtc, tier 32"):
             expect(facts).to_contain_text(words)
 
         row, request = self.newest()
@@ -46,8 +46,8 @@ class Completion(PageTest):
         expect(row.locator(".state")).to_have_text("done")
         widths = [row.locator(f".bytes .{kind}").bounding_box()["width"] for kind in ("raw", "wire-bytes")]
         self.assertGreater(widths[0], 5 * widths[1])
-        for phase in ("prefill", "wire"):
-            self.assertGreater(row.locator(f".phases .{phase}").bounding_box()["width"], 1, phase)
+        for phase in ("prefill", "encode", "wire", "decode"):
+            self.assertGreater(row.locator(f".phases .{phase}").bounding_box()["width"], 0, phase)
 
     def test_a_running_request_is_on_the_board_while_it_runs(self):
         self.open()
@@ -56,7 +56,10 @@ class Completion(PageTest):
         row = self.page.locator(".requests li[data-state=decode]")
         expect(row).to_have_count(1)
         counted = row.locator(".who .words")
-        tokens = lambda: int(re.search(r"→ ([\d,]+)/", counted.inner_text()).group(1).replace(",", ""))
+
+        def tokens():
+            return int(re.search(r"in, ([\d,]+) of 4,000 out", counted.inner_text()).group(1).replace(",", ""))
+
         first = tokens()
         self.page.wait_for_timeout(1500)
         self.assertGreater(tokens(), first)
@@ -67,7 +70,7 @@ class Completion(PageTest):
 
     def test_raw_against_coded_shows_both_side_by_side(self):
         self.open()
-        self.page.click("[data-sample=longest]")
+        self.page.click("[data-sample=long]")
         self.page.select_option("#codec", "kvtc")
         self.page.fill("#max_tokens", "12")
         self.page.click("#compare")

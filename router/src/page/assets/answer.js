@@ -3,6 +3,9 @@
 import { byteBars, phaseBar } from "./bars.js";
 import { bytes, count, facts, h, millis, put, speed } from "./dom.js";
 
+/** Shortest time over which a speed is told. */
+const LEAST_MS = 50;
+
 /** An answer's place in the page. */
 export function answerView(title) {
   const heading = h("h3", {}, title);
@@ -15,7 +18,8 @@ export function answerView(title) {
   let first = null;
   let last = null;
 
-  const speedOf = (tokens) => (tokens > 1 && last > first ? `${((tokens - 1) / ((last - first) / 1000)).toFixed(1)} tokens/s` : null);
+  // Tokens that have come all at once say nothing of a speed.
+  const speedOf = (tokens) => (last - first >= LEAST_MS ? `${((tokens - 1) / ((last - first) / 1000)).toFixed(1)} tokens/s` : null);
 
   return {
     element,

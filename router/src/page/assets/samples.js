@@ -9,7 +9,7 @@ const VERBS = ["moved", "carried", "painted", "repaired", "counted", "inspected"
 const PLACES = ["north tower", "east wing", "boat house", "stone cellar", "front office", "market hall", "old mill"];
 const TIMES = ["before noon", "after the storm", "on Monday", "at sunrise", "last winter", "two days later"];
 
-const SENTENCES = { long: 80, longest: 220 };
+const SENTENCES = { long: 80, longest: 160 };
 /** Filler behind the last fact. */
 const TAIL = 18;
 

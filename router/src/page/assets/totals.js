@@ -34,7 +34,7 @@ export function totalsView(root) {
   const medians = ["raw", "coded", "local"].map((name) => [name, medianBar(name, name)]);
   const [requests, became] = [h("strong", { class: "big" }), h("span")];
   root.append(
-    h("div", { class: "card" }, h("h2", {}, "Saved on the wire"), h("p", {}, saved, factor), sent, h("p", { class: "hint" }, of)),
+    h("div", { class: "card" }, h("h2", {}, "Saved on the wire"), h("p", { class: "figure" }, saved, factor), sent, h("p", { class: "hint" }, of)),
     h("div", { class: "card medians" }, h("h2", {}, "Time to first token, median"), ...medians.map(([, bar]) => bar.element)),
     h("div", { class: "card" }, h("h2", {}, "Requests"), h("p", {}, requests), h("p", { class: "hint" }, became)),
   );
