@@ -249,7 +249,7 @@ fn sets(args: &Args, subject: &mut Subject) -> anyhow::Result<Sets> {
     if let Some(path) = &args.prompts {
         sets.prompts = read_prompts(path, limit)?;
         if sets.prompts.iter().any(|row| matches!(row.input, Input::Chat(_))) {
-            let template = ChatTemplate::load(&args.model).context("the prompts have messages")?;
+            let template = ChatTemplate::load(&args.model)?.context("the prompts have messages, and this model has no chat template")?;
             subject.template = Some(template);
         }
     }
@@ -277,7 +277,7 @@ fn make_data(args: &Args, subject: &mut Subject) -> anyhow::Result<()> {
     let bars = MultiProgress::new();
     if let Some(count) = args.make_prompts {
         // A model without a template gets no rows with messages.
-        subject.template = ChatTemplate::load(&args.model).ok();
+        subject.template = ChatTemplate::load(&args.model).ok().flatten();
         let bar = bar(&bars, 0, "prompts");
         make::prompts(subject, count as usize, args.seed, out, &bar)?;
     }
