@@ -59,7 +59,7 @@ fn run() -> anyhow::Result<()> {
         // Their tables are their log; --log-level info brings the lines of nodes back that they start.
         cli.common.log_level = "warn".into();
     }
-    service::telemetry::init(&cli.common)?;
+    let _telemetry = service::telemetry::init(&cli.common)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(async {
         match &cli.command {

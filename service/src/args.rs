@@ -1,5 +1,5 @@
-//! Flags that all processes share. Every flag has an environment variable `KVFERRY_…`, so that a compose file and
-//! a command line can say the same things.
+//! Flags that all processes share. Every flag has an environment variable, so that a compose file and a command line can say
+//! the same things: `KVFERRY_…`, but for what OpenTelemetry has named.
 
 use std::time::Duration;
 
@@ -22,6 +22,10 @@ pub struct CommonArgs {
     /// error; useful where something starts it again and again.
     #[arg(long, env = "KVFERRY_LINGER_SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=86_400))]
     pub linger_seconds: u32,
+    /// Base URL of an OpenTelemetry collector, such as http://127.0.0.1:4318: spans go there over OTLP/HTTP. Nothing is exported
+    /// without one.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Form of the log lines.
@@ -69,7 +73,8 @@ mod tests {
     fn every_flag_has_an_environment_variable() {
         for arg in Process::command().get_arguments().filter(|arg| arg.get_id() != "help") {
             let env = arg.get_env().and_then(|env| env.to_str()).unwrap_or_default();
-            assert!(env.starts_with("KVFERRY_"), "--{} has no environment variable", arg.get_id());
+            let is_named = env.starts_with("KVFERRY_") || env.starts_with("OTEL_");
+            assert!(is_named, "--{} has no environment variable", arg.get_id());
         }
     }
 

@@ -3,7 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`args`] | flags that all processes share |
-//! | [`telemetry`] | logs, as text or JSON |
+//! | [`telemetry`] | logs, as text or JSON; where spans go |
+//! | [`trace`], `otlp` | spans of requests over process borders; their export |
 //! | [`metrics`] | the metric registry, bucket bounds, text encoding |
 //! | [`admin`] | `/health`, `/live`, `/ready`, `/metrics` |
 //! | [`shutdown`] | signals, drain, grace period |
@@ -19,12 +20,15 @@ pub mod admin;
 pub mod args;
 pub mod build;
 pub mod metrics;
+mod otlp;
 pub mod process;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trace;
 
 pub use address::HostPort;
 pub use admin::Readiness;
 pub use args::CommonArgs;
 pub use metrics::Registry;
+pub use otlp::OtlpError;
 pub use shutdown::{Drained, Shutdown};

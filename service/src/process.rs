@@ -21,10 +21,14 @@ pub fn run<E: Error>(
     failure: &str,
     body: impl Future<Output = Result<(), E>>,
 ) -> ExitCode {
-    if let Err(error) = telemetry::init(args) {
-        eprintln!("{failure}: {error}");
-        return ExitCode::FAILURE;
-    }
+    // Dropped behind the runtime, when the last spans are there.
+    let _telemetry = match telemetry::init(args) {
+        Ok(telemetry) => telemetry,
+        Err(error) => {
+            eprintln!("{failure}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -1,12 +1,19 @@
-//! Log set-up, once per process.
+//! Set-up of logs and traces, once per process.
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::filter::{EnvFilter, ParseError};
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, ParseError, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::util::TryInitError;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 use crate::args::{CommonArgs, LogFormat};
+use crate::otlp::{self, Exporter, OtlpError};
+use crate::trace;
 
 /// Logs cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -25,19 +32,35 @@ pub enum TelemetryError {
     /// Logs were set up before.
     #[error(transparent)]
     AlreadySet(#[from] TryInitError),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
 }
 
-/// Sends log lines to standard error from now on, as the flags say; `RUST_LOG`, where set, says what to log.
+/// Logs and traces of the process. Dropped, it sends the last spans, within a deadline: outside of the runtime, since it blocks.
+#[derive(Debug)]
+#[must_use = "spans are exported until this is dropped"]
+pub struct Telemetry {
+    _exporter: Option<Exporter>,
+}
+
+/// Sends log lines to standard error from now on, as the flags say; `RUST_LOG`, where set, says what to log. Spans go to the
+/// flags' OTLP endpoint, where there is one.
 ///
 /// # Errors
-/// If the directives cannot be read, or logs were set up before.
-pub fn init(args: &CommonArgs) -> Result<(), TelemetryError> {
-    use tracing_subscriber::util::SubscriberInitExt;
-
+/// If the directives cannot be read, the endpoint cannot be used, or logs were set up before.
+pub fn init(args: &CommonArgs) -> Result<Telemetry, TelemetryError> {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|value| !value.is_empty());
     let filter = filter(directives.as_deref().unwrap_or(&args.log_level))?;
-    subscriber(args.log, filter, io::stderr, io::stderr().is_terminal()).try_init()?;
-    Ok(())
+    let endpoint = otlp::endpoint(args.otlp_endpoint.as_deref());
+    let exporter = endpoint.map(|endpoint| Exporter::start(&endpoint)).transpose()?;
+    let spans = exporter.as_ref().map(|exporter| spans(exporter.tracer(), filter.max_level_hint()));
+    let lines = lines(args.log, filter, io::stderr, io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines).with(spans).try_init()?;
+    if exporter.is_some() {
+        trace::turn_on();
+    }
+    Ok(Telemetry { _exporter: exporter })
 }
 
 fn filter(directives: &str) -> Result<EnvFilter, TelemetryError> {
@@ -46,20 +69,47 @@ fn filter(directives: &str) -> Result<EnvFilter, TelemetryError> {
         .map_err(|source| TelemetryError::Directives { directives: directives.into(), source })
 }
 
-fn subscriber<W>(
+/// Events as lines, with the spans that are meant for logs.
+fn lines<W>(
     format: LogFormat,
     filter: EnvFilter,
     writer: W,
     colours: bool,
-) -> Box<dyn tracing::Subscriber + Send + Sync>
+) -> Box<dyn Layer<Registry> + Send + Sync>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let filter = filter.and(filter_fn(|metadata| !is_for_traces(metadata)));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
-        LogFormat::Text => Box::new(lines.with_ansi(colours).finish()),
-        LogFormat::Json => Box::new(lines.json().flatten_event(true).finish()),
+        LogFormat::Text => lines.with_ansi(colours).with_filter(filter).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),
     }
+}
+
+/// Spans for the exporter, and what is logged inside them; details where the log has them too.
+fn spans<S>(tracer: SdkTracer, logged: Option<LevelFilter>) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+{
+    let level = logged.unwrap_or(LevelFilter::TRACE).clamp(LevelFilter::INFO, LevelFilter::DEBUG);
+    let is_wanted = move |metadata: &Metadata<'_>| {
+        *metadata.level() <= level && (metadata.is_event() || is_for_traces(metadata))
+    };
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_context_activation(false)
+        .with_tracked_inactivity(false)
+        .with_threads(false)
+        .with_location(false)
+        .with_target(false)
+        .with_level(true)
+        .with_filter(filter_fn(is_wanted))
+        .boxed()
+}
+
+fn is_for_traces(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.target() == trace::TARGET
 }
 
 #[cfg(test)]
@@ -85,9 +135,12 @@ mod tests {
     fn logged(format: LogFormat) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        let subscriber = subscriber(format, filter("warn").unwrap(), move || writer.clone(), false);
+        let lines = lines(format, filter("warn").unwrap(), move || writer.clone(), false);
+        let subscriber = tracing_subscriber::registry().with(lines);
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!("quiet");
+            let _log = tracing::error_span!("request", request_id = 7).entered();
+            let _trace = tracing::error_span!(target: trace::TARGET, "unseen").entered();
             tracing::warn!(node = "decode-1", "loud");
         });
         String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
@@ -105,6 +158,12 @@ mod tests {
         let logged = logged(LogFormat::Text);
         assert!(logged.contains("loud") && logged.contains("node=\"decode-1\""), "{logged}");
         assert!(!logged.contains("quiet") && !logged.contains('\u{1b}'), "{logged}");
+    }
+
+    #[test]
+    fn spans_for_traces_are_not_in_the_lines_and_do_not_hide_those_around_them() {
+        let logged = logged(LogFormat::Text);
+        assert!(logged.contains("request{request_id=7}") && !logged.contains("unseen"), "{logged}");
     }
 
     #[test]
