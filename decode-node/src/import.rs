@@ -8,9 +8,12 @@ use bytes::Bytes;
 use codec::Coding;
 use node::Served;
 use node::failure::{internal, transfer};
+use node::units::ms;
+use service::trace::TARGET;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::debug;
+use tracing::field::Empty;
+use tracing::{Span, debug, info_span};
 use transport::message::Failure;
 
 use crate::session::Session;
@@ -29,7 +32,11 @@ pub(crate) fn start(
     coding: Coding,
 ) -> (mpsc::Sender<Bytes>, JoinHandle<Imported>) {
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    let work = tokio::task::spawn_blocking(move || import_all(&served, session, coding, chunks));
+    let span = Span::current();
+    let work = tokio::task::spawn_blocking(move || {
+        let traced = info_span!(target: TARGET, parent: &span, "decode cache", decode_ms = Empty);
+        traced.in_scope(|| import_all(&served, session, coding, chunks))
+    });
     (sender, work)
 }
 
@@ -50,6 +57,7 @@ fn import_all(
     if next != session.prompt_tokens {
         return Err(transfer(format!("only {next} of {} tokens arrived", session.prompt_tokens)));
     }
+    Span::current().record("decode_ms", ms(spent));
     session.slot.cache.set_len(next).map_err(internal)?;
     Ok((session, spent))
 }

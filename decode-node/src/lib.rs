@@ -45,6 +45,7 @@ pub async fn start(
     let intake = receive::Intake {
         served: Arc::clone(&runtime.served),
         tickets: server.tickets.clone(),
+        metrics: server.metrics.clone(),
         silence: config.kv_silence(),
         shutdown: runtime.shutdown.clone(),
     };

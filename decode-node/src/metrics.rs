@@ -15,6 +15,12 @@ pub(crate) struct InState {
     pub(crate) state: &'static str,
 }
 
+/// How far a delivery came that failed: `begin`, `receive`, `decode` or `verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InPhase {
+    phase: &'static str,
+}
+
 /// Which codec a number is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Codec {
@@ -26,7 +32,11 @@ pub(crate) struct Codec {
 pub(crate) struct Metrics {
     pub(crate) sessions: Family<InState, Gauge>,
     pub(crate) sessions_ended: Family<InState, Counter>,
+    pub(crate) slots_held: Gauge,
+    slots_limit: Gauge,
+    pub(crate) tickets_open: Gauge,
     pub(crate) kv_used_tokens: Gauge,
+    kv_capacity_tokens: Gauge,
     pub(crate) steps: Counter,
     pub(crate) step_seconds: Histogram,
     pub(crate) generated_tokens: Counter,
@@ -35,6 +45,7 @@ pub(crate) struct Metrics {
     kv_wire_bytes: Family<Codec, Counter>,
     kv_wire_seconds: Histogram,
     kv_decode_seconds: Histogram,
+    kv_transfer_failures: Family<InPhase, Counter>,
 }
 
 impl Metrics {
@@ -46,6 +57,16 @@ impl Metrics {
                 "decode_sessions_ended",
                 "Sessions that ended, by the state they ended in",
                 Family::default(),
+            ),
+            slots_held: registry.gauge("decode_slots_held", "Slots that requests hold"),
+            slots_limit: registry.gauge("decode_slots_limit", "Slots that the node has"),
+            tickets_open: registry.gauge(
+                "decode_tickets_open",
+                "Reservations whose cache has not begun to arrive",
+            ),
+            kv_capacity_tokens: registry.gauge(
+                "decode_kv_capacity_tokens",
+                "Cache tokens that sessions may reserve together",
             ),
             kv_used_tokens: registry.gauge("decode_kv_used_tokens", "Cache tokens reserved by sessions"),
             steps: registry.counter("decode_steps", "Batched steps of the model"),
@@ -67,7 +88,23 @@ impl Metrics {
                 "Decoding of one cache",
                 &SECONDS,
             ),
+            kv_transfer_failures: registry.register(
+                "decode_kv_transfer_failures",
+                "KV streams that brought no cache, by the phase that failed",
+                Family::default(),
+            ),
         }
+    }
+
+    /// The node has room for so much.
+    pub(crate) fn limits(&self, slots: u32, kv_tokens: u32) {
+        self.slots_limit.set(slots.into());
+        self.kv_capacity_tokens.set(kv_tokens.into());
+    }
+
+    /// A KV stream brought no cache.
+    pub(crate) fn transfer_failed(&self, phase: &'static str) {
+        self.kv_transfer_failures.get_or_create(&InPhase { phase }).inc();
     }
 
     /// Counts a cache that arrived whole.

@@ -7,19 +7,22 @@ use std::time::Duration;
 use codec::{CodecKind, Coding};
 use node::failure::{fail, internal, invalid, transfer};
 use node::units::ms;
-use node::{KvDigest, Served, sampling};
+use node::{KvDigest, Served, sampling, trace};
 use service::Shutdown;
+use service::trace::TARGET;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::{debug, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, info_span, warn};
 use transport::ids::NodeId;
 use transport::message::{
-    Failure, FailureKind, KvCoding, KvReply, KvStream, Logprobs, PrefillStats, Role, Transfer,
+    Failure, FailureKind, KvCoding, KvReply, KvStream, Logprobs, PrefillStats, Role, TraceContext, Transfer,
 };
 use transport::{Endpoint, Frame, Peer, Receiver, RecvError, Stream};
 
 use crate::import::{self, Imported};
-use crate::session::State;
+use crate::metrics::Metrics;
+use crate::session::{Session, State};
 use crate::tickets::{Delivered, Pending, Tickets};
 
 /// How long a prefill node may take to say what a stream is for.
@@ -30,9 +33,21 @@ const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Intake {
     pub(crate) served: Arc<Served>,
     pub(crate) tickets: Tickets,
+    pub(crate) metrics: Metrics,
     pub(crate) silence: Duration,
     pub(crate) shutdown: Shutdown,
 }
+
+/// A delivery that has begun.
+struct Begun {
+    pending: Pending,
+    announced: KvCoding,
+    coding: Coding,
+    trace: Option<TraceContext>,
+}
+
+/// A stream that brings no cache, and the phase that failed.
+type Lost = (&'static str, Failure);
 
 /// A stream that ended as it should.
 struct Complete {
@@ -77,11 +92,20 @@ impl Intake {
     }
 
     async fn receive(self, mut stream: Stream, node: NodeId) {
-        let (pending, announced, coding) = match self.begin(&mut stream.receiver).await {
+        let begun = match self.begin(&mut stream.receiver).await {
             Ok(begun) => begun,
-            Err(failure) => return refuse(stream, failure).await,
+            Err(failure) => {
+                self.metrics.transfer_failed("begin");
+                return refuse(stream, failure).await;
+            }
         };
-        let Pending { session, mut outcome } = pending;
+        let traced = info_span!(target: TARGET, parent: &begun.pending.session.span, "receive", prefill_node = %node, codec = begun.announced.codec, wire_bytes = Empty);
+        trace::link(&traced, begun.trace);
+        self.take(begun, stream, node).instrument(traced).await;
+    }
+
+    async fn take(self, begun: Begun, mut stream: Stream, node: NodeId) {
+        let Begun { pending: Pending { session, mut outcome }, announced, coding, .. } = begun;
         let prompt_tokens = session.prompt_tokens;
         let (chunks, import) = import::start(Arc::clone(&self.served), session, coding);
         let result = tokio::select! {
@@ -101,6 +125,7 @@ impl Intake {
                     decode_ms: ms(complete.decoded),
                     prefill: complete.stats,
                 };
+                Span::current().record("wire_bytes", transfer.wire_bytes);
                 let Complete { first_token, logprobs, .. } = complete;
                 let delivered = Delivered { session, first_token, logprobs, transfer };
                 if outcome.send(Ok(delivered)).is_err() {
@@ -110,16 +135,18 @@ impl Intake {
                     drop(stream.sender.finish());
                 }
             }
-            Err(failure) => {
+            Err((phase, failure)) => {
+                self.metrics.transfer_failed(phase);
+                service::trace::fail(&Span::current(), &failure.message);
                 drop(outcome.send(Err(failure.clone())));
                 refuse(stream, failure).await;
             }
         }
     }
 
-    async fn begin(&self, receiver: &mut Receiver) -> Result<(Pending, KvCoding, Coding), Failure> {
+    async fn begin(&self, receiver: &mut Receiver) -> Result<Begun, Failure> {
         let first = receiver.recv_message::<KvStream>(BEGIN_DEADLINE).await;
-        let KvStream::Begin { ticket, coding: announced, prompt_tokens } = first.map_err(transfer)? else {
+        let KvStream::Begin { ticket, coding: announced, prompt_tokens, trace } = first.map_err(transfer)? else {
             return Err(invalid("a KV stream begins with its ticket"));
         };
         let kind: CodecKind = announced.codec.parse().map_err(invalid)?;
@@ -133,7 +160,7 @@ impl Intake {
             return Err(failure);
         }
         pending.session.advance(State::Receiving);
-        Ok((pending, announced, coding))
+        Ok(Begun { pending, announced, coding, trace })
     }
 
     async fn take_chunks(
@@ -141,7 +168,8 @@ impl Intake {
         receiver: &mut Receiver,
         chunks: mpsc::Sender<bytes::Bytes>,
         import: JoinHandle<Imported>,
-    ) -> Result<(crate::session::Session, Complete), Failure> {
+    ) -> Result<(Session, Complete), Lost> {
+        let receive = |failure| ("receive", failure);
         let mut digest = KvDigest::default();
         let end = loop {
             let frame = tokio::select! {
@@ -159,24 +187,32 @@ impl Intake {
                 Ok(Frame::Message(KvStream::End { chunks, digest, first_token, logprobs, stats })) => {
                     break Some((chunks, digest, first_token, logprobs, stats));
                 }
-                Ok(Frame::Message(KvStream::Begin { .. })) => return Err(invalid("a KV stream begins once")),
-                Ok(Frame::End) => return Err(transfer("the KV stream ended without its closing message")),
-                Err(error @ RecvError::Timeout { .. }) => return Err(fail(FailureKind::Timeout, error)),
-                Err(error) => return Err(transfer(format!("the KV stream broke: {error}"))),
+                Ok(Frame::Message(KvStream::Begin { .. })) => {
+                    return Err(receive(invalid("a KV stream begins once")));
+                }
+                Ok(Frame::End) => {
+                    return Err(receive(transfer("the KV stream ended without its closing message")));
+                }
+                Err(error @ RecvError::Timeout { .. }) => {
+                    return Err(receive(fail(FailureKind::Timeout, error)));
+                }
+                Err(error) => return Err(receive(transfer(format!("the KV stream broke: {error}")))),
             }
         };
         drop(chunks);
-        let (session, decoded) = import.await.map_err(internal)??;
-        let (count, sum, first_token, logprobs, stats) =
-            end.ok_or_else(|| internal("the import stopped early"))?;
+        let imported = import.await.map_err(internal).flatten();
+        let (session, decoded) = imported.map_err(|failure| ("decode", failure))?;
+        let early = || ("decode", internal("the import stopped early"));
+        let (count, sum, first_token, logprobs, stats) = end.ok_or_else(early)?;
+        let verify = |what: String| ("verify", transfer(what));
         if digest.finish() != (count, sum) {
-            return Err(transfer("the digest over the chunks differs from the sender's"));
+            return Err(verify("the digest over the chunks differs from the sender's".into()));
         }
         let vocab = self.served.config.vocab_size;
         if first_token as usize >= vocab {
-            return Err(transfer(format!("first token {first_token} is outside of the vocabulary")));
+            return Err(verify(format!("first token {first_token} is outside of the vocabulary")));
         }
-        sampling::check_told(&session.asked, logprobs.as_ref(), vocab).map_err(transfer)?;
+        sampling::check_told(&session.asked, logprobs.as_ref(), vocab).map_err(verify)?;
         Ok((session, Complete { first_token, logprobs, stats, decoded }))
     }
 }

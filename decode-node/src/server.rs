@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, internal, invalid};
-use node::{Capacity, Runtime, Served, StartError, sampling};
+use node::{Capacity, Runtime, Served, StartError, sampling, trace};
 use service::Shutdown;
+use service::trace::TARGET;
 use tokio::sync::mpsc;
-use tracing::{Instrument, info, info_span, warn};
-use transport::ids::Ticket;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info, info_span, warn};
+use transport::ids::{NodeId, Ticket};
 use transport::message::{Failure, FailureKind, FromDecode, KvSource, Load, Request, Reserve, Transfer};
 use transport::{SendError, Sender, Stream};
 
@@ -28,11 +30,12 @@ const ENGINE_DEADLINE: Duration = Duration::from_secs(120);
 /// The node's request handling; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
+    node: NodeId,
     served: Arc<Served>,
     slots: SlotPool,
     pub(crate) tickets: Tickets,
     engine: Engine,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     max_session_tokens: u32,
     transfer_deadline: Duration,
     shutdown: Shutdown,
@@ -63,10 +66,12 @@ impl Server {
         let (sessions, chunk) = (config.node.max_num_seqs, config.node.chunk_tokens as usize);
         let shutdown = runtime.shutdown.clone();
         let engine = Engine::start(&served, chunk, sessions as usize, metrics.clone(), shutdown)?;
+        metrics.limits(sessions, config.node.kv_capacity_tokens);
         let capacity = Capacity::new(sessions, config.node.kv_capacity_tokens);
         Ok(Self {
-            slots: SlotPool::new(Arc::clone(&served), capacity, metrics.kv_used_tokens.clone()),
-            tickets: Tickets::default(),
+            node: runtime.id.clone(),
+            slots: SlotPool::new(Arc::clone(&served), capacity, metrics.clone()),
+            tickets: Tickets::new(metrics.tickets_open.clone()),
             engine,
             metrics,
             max_session_tokens: config.node.max_session_tokens(&served),
@@ -112,8 +117,12 @@ impl Server {
             }
         };
         let span = info_span!("decode", request_id = %reserve.request);
+        let traced = span.in_scope(
+            || info_span!(target: TARGET, "session", otel.kind = "server", node = %self.node, request = %reserve.request, prompt_tokens = reserve.prompt_tokens),
+        );
+        trace::adopt(&traced, reserve.trace);
         let cancelled = stream.sender.stopped();
-        let work = self.run(reserve, &mut stream.sender).instrument(span.clone());
+        let work = self.run(reserve, &mut stream.sender).instrument(traced.clone()).instrument(span.clone());
         let result = tokio::select! {
             result = work => result,
             _ = cancelled => return span.in_scope(|| info!("cancelled by the router")),
@@ -122,10 +131,12 @@ impl Server {
             Ok(finished) => finished,
             Err(Broken::Failed(failure)) => {
                 span.in_scope(|| warn!(kind = ?failure.kind, "decode failed: {}", failure.message));
+                service::trace::fail(&traced, &failure.message);
                 FromDecode::Fail(failure)
             }
             Err(Broken::Router(error)) => return span.in_scope(|| info!(%error, "the router is gone")),
         };
+        drop(traced);
         if stream.sender.send(&last).await.is_ok() {
             // A node that drains closes its connections with its last task: not before the router has everything.
             drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
@@ -142,13 +153,13 @@ impl Server {
                 self.metrics.record(&transfer);
                 let events = self.engine.decode(session, first_token).await;
                 router.send(&FromDecode::Ready { first_token, logprobs, transfer }).await?;
-                self.relay(events, None, router).await
+                self.relay(events, None, router).instrument(generate_span()).await
             }
             KvSource::Local { token_ids } => {
                 router.send(&FromDecode::Reserved { ticket: Ticket::random() }).await?;
                 let raw_bytes = (token_ids.len() * self.served.layout.bytes_per_token()) as u64;
                 let events = self.engine.prefill_and_decode(session, token_ids).await;
-                self.relay(events, Some(raw_bytes), router).await
+                self.relay(events, Some(raw_bytes), router).instrument(generate_span()).await
             }
         }
     }
@@ -217,6 +228,7 @@ impl Server {
             let event = tokio::time::timeout(ENGINE_DEADLINE, events.recv()).await.map_err(late)?;
             match event.ok_or_else(|| internal("the engine stopped without a result"))? {
                 Event::Prefilled { first, stats } => {
+                    Span::current().record("local_prefill_ms", stats.prefill_ms);
                     let transfer = Transfer {
                         coding: None,
                         prefill_node: None,
@@ -238,4 +250,9 @@ impl Server {
             }
         }
     }
+}
+
+/// What the engine does for a request, in a trace.
+fn generate_span() -> Span {
+    info_span!(target: TARGET, "generate", local_prefill_ms = Empty)
 }

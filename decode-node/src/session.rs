@@ -8,7 +8,7 @@
 //! A local prefill goes from Reserved to Ready directly.
 
 use model::{Config, Draws};
-use tracing::info;
+use tracing::{Span, info};
 use transport::ids::RequestId;
 use transport::message::{FinishReason, KvSource, Reserve, Sampling};
 
@@ -76,6 +76,8 @@ pub(crate) struct Session {
     pub(crate) max_tokens: usize,
     /// Tokens given out, the first one included.
     pub(crate) generated: usize,
+    /// Of the request, in which those of its cache's arrival lie.
+    pub(crate) span: Span,
     state: State,
     metrics: Metrics,
 }
@@ -96,6 +98,7 @@ impl Session {
             prompt_tokens: reserve.prompt_tokens as usize,
             max_tokens: reserve.max_tokens as usize,
             generated: 0,
+            span: Span::current(),
             state: State::Reserved,
             metrics,
         };

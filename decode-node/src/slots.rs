@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use node::compute::Cache;
 use node::{Admitted, Capacity, Served};
-use prometheus_client::metrics::gauge::Gauge;
 use transport::message::Failure;
+
+use crate::metrics::Metrics;
 
 /// The node's capacity; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct SlotPool {
     served: Arc<Served>,
     capacity: Capacity,
-    used_tokens: Gauge,
+    metrics: Metrics,
 }
 
 /// Room for one session's cache.
@@ -25,23 +26,31 @@ pub(crate) struct Slot {
     _used: Used,
 }
 
-/// Reserved tokens as the gauge shows them.
+/// A slot and its tokens as the gauges show them.
 #[derive(Debug)]
 struct Used {
-    gauge: Gauge,
+    metrics: Metrics,
     tokens: i64,
 }
 
+impl Used {
+    fn new(metrics: &Metrics, tokens: u32) -> Self {
+        let tokens = i64::from(tokens);
+        metrics.slots_held.inc();
+        metrics.kv_used_tokens.inc_by(tokens);
+        Self { metrics: metrics.clone(), tokens }
+    }
+}
+
 impl SlotPool {
-    pub(crate) fn new(served: Arc<Served>, capacity: Capacity, used_tokens: Gauge) -> Self {
-        Self { served, capacity, used_tokens }
+    pub(crate) fn new(served: Arc<Served>, capacity: Capacity, metrics: Metrics) -> Self {
+        Self { served, capacity, metrics }
     }
 
     /// Room for a session of `tokens`, or a refusal with what is free.
     pub(crate) fn reserve(&self, tokens: u32) -> Result<Slot, Failure> {
         let admitted = self.capacity.admit(tokens)?;
-        let used = Used { gauge: self.used_tokens.clone(), tokens: i64::from(tokens) };
-        used.gauge.inc_by(used.tokens);
+        let used = Used::new(&self.metrics, tokens);
         let cache = self.served.cache(tokens as usize)?;
         Ok(Slot { cache, _admitted: admitted, _used: used })
     }
@@ -49,6 +58,7 @@ impl SlotPool {
 
 impl Drop for Used {
     fn drop(&mut self) {
-        self.gauge.dec_by(self.tokens);
+        self.metrics.slots_held.dec();
+        self.metrics.kv_used_tokens.dec_by(self.tokens);
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::oneshot;
 use transport::ids::Ticket;
 use transport::message::{Failure, Logprobs, Transfer};
@@ -30,9 +31,10 @@ pub(crate) struct Pending {
 }
 
 /// All reservations of the node; clones share them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Tickets {
     pending: Arc<Mutex<HashMap<Ticket, Pending>>>,
+    open: Gauge,
 }
 
 /// A reservation, given up when dropped.
@@ -44,17 +46,23 @@ pub(crate) struct Reservation {
 }
 
 impl Tickets {
+    pub(crate) fn new(open: Gauge) -> Self {
+        Self { pending: Arc::default(), open }
+    }
+
     /// Files a session under a fresh ticket.
     pub(crate) fn file(&self, session: Session) -> Reservation {
         let (outcome, delivered) = oneshot::channel();
         let ticket = Ticket::random();
         self.lock().insert(ticket, Pending { session, outcome });
+        self.open.inc();
         Reservation { ticket, delivered, tickets: self.clone() }
     }
 
     /// Takes the session a ticket opens; none if it is unknown, used or given up.
     pub(crate) fn take(&self, ticket: Ticket) -> Option<Pending> {
-        self.lock().remove(&ticket)
+        let taken = self.lock().remove(&ticket);
+        taken.inspect(|_| drop(self.open.dec()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, Pending>> {

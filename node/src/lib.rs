@@ -11,6 +11,7 @@ pub mod compute;
 pub mod digest;
 pub mod failure;
 pub mod features;
+mod gauges;
 pub mod link;
 pub mod loaded;
 pub mod membership;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod prompt;
 pub mod runtime;
 pub mod sampling;
+pub mod trace;
 pub mod units;
 
 /// How long the router may take to have a request's last words.

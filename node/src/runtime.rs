@@ -13,6 +13,7 @@ use transport::{CloseCode, Endpoint, EndpointConfig, Identity, LinkShaper, Strea
 
 use crate::args::NodeArgs;
 use crate::compute::Served;
+use crate::gauges::LoadGauges;
 use crate::link;
 use crate::loaded::LoadError;
 use crate::membership::Membership;
@@ -104,7 +105,7 @@ impl Runtime {
         Ok(Self { id, served, endpoint, quic_address, admin_address, registry, readiness, shutdown })
     }
 
-    /// Joins the router's cluster in the background, until the shutdown's end.
+    /// Joins the router's cluster in the background, until the shutdown's end; the load is also a metric from now on.
     pub fn join(
         &self,
         router: HostPort,
@@ -112,6 +113,10 @@ impl Runtime {
         load: impl Fn() -> Load + Send + Sync + 'static,
         serve: impl Fn(Stream) + Send + Sync + 'static,
     ) {
+        let (load, kv_capacity_tokens) = (Arc::new(load), register.kv_capacity_tokens);
+        let shared = Arc::clone(&load);
+        let model = self.served.model_id.clone();
+        self.registry.collector(LoadGauges { load: move || shared(), kv_capacity_tokens, model });
         let membership = Membership {
             endpoint: self.endpoint.clone(),
             router,
@@ -119,7 +124,7 @@ impl Runtime {
             readiness: self.readiness.clone(),
             shutdown: self.shutdown.clone(),
         };
-        tokio::spawn(membership.run(load, serve));
+        tokio::spawn(membership.run(move || load(), serve));
     }
 
     /// Waits for the drain and closes the connections.

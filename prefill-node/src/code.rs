@@ -9,8 +9,10 @@ use node::compute::{Coder as Codec, Part};
 use node::failure::internal;
 use node::prompt::pieces;
 use node::units::ms;
+use service::trace::TARGET;
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::field::Empty;
+use tracing::{Span, debug, info_span};
 use transport::message::{Failure, PrefillStats};
 
 use crate::busy::Busy;
@@ -31,15 +33,20 @@ pub(crate) enum Coded {
 struct Over;
 
 /// Codes one prompt's cache, one that comes whole in pieces of up to `chunk` tokens; ends when the engine does, or when
-/// nobody wants the chunks any more.
+/// nobody wants the chunks any more. Its own span lies in `span`.
 pub(crate) fn code(
     codec: &Codec,
     chunk: usize,
+    span: &Span,
     mut blocks: mpsc::Receiver<FromEngine>,
     out: mpsc::Sender<Coded>,
 ) {
-    let mut coder = Coder { codec, out, busy: Busy::default() };
+    let mut coder = Coder { codec, out, busy: Busy::default(), traced: Span::none() };
     while let Some(from_engine) = blocks.blocking_recv() {
+        if coder.traced.is_none() {
+            coder.traced = info_span!(target: TARGET, parent: span, "encode", encode_ms = Empty);
+        }
+        let _entered = coder.traced.clone().entered();
         if coder.take(from_engine, chunk).is_err() {
             return;
         }
@@ -50,6 +57,8 @@ struct Coder<'a> {
     codec: &'a Codec,
     out: mpsc::Sender<Coded>,
     busy: Busy,
+    /// From the first block to the last, in a trace.
+    traced: Span,
 }
 
 impl Coder<'_> {
@@ -59,6 +68,7 @@ impl Coder<'_> {
             FromEngine::Whole(whole) => self.whole(*whole, chunk),
             FromEngine::Done(done) => {
                 let coding = std::mem::take(&mut self.busy);
+                self.traced.record("encode_ms", ms(coding.total()));
                 let stats = PrefillStats {
                     queue_ms: ms(done.queued),
                     prefill_ms: ms(done.computed),

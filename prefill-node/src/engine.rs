@@ -7,12 +7,16 @@ use model::{Drawn, Draws};
 use node::compute::{Cache, Part, Received, Runner};
 use node::failure::{EngineFault, fail, internal};
 use node::prompt::{Progress, PromptPass};
+use node::units::ms;
 use node::{Served, StartError};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use service::Shutdown;
+use service::trace::TARGET;
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{Span, debug, info_span};
 use transport::message::{Failure, FailureKind, KvMode};
+
+use crate::metrics::Metrics;
 
 /// What leaves the engine for one prompt, in this order: blocks or the whole cache, then the end; nothing more after a
 /// failure.
@@ -52,6 +56,26 @@ struct Job {
     arrived: Instant,
     wanted: Weak<()>,
     out: mpsc::Sender<FromEngine>,
+    /// Counts it as waiting until it is begun or dropped.
+    queued: Option<Waiting>,
+    /// The request's span, in which the engine's own lie.
+    span: Span,
+}
+
+/// One prompt that waits.
+struct Waiting(Gauge);
+
+impl Waiting {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Somebody wants a prompt's result; dropping it cancels the prompt, queued or running.
@@ -69,6 +93,7 @@ impl Wanted {
 pub(crate) struct Engine {
     jobs: mpsc::Sender<Job>,
     chunk: usize,
+    waiting: Gauge,
 }
 
 impl Engine {
@@ -77,15 +102,17 @@ impl Engine {
         served: Arc<Served>,
         chunk: usize,
         queue: usize,
-        prompt_tokens: Counter,
+        metrics: Metrics,
         shutdown: Shutdown,
     ) -> Result<Self, StartError> {
-        let (jobs, mut waiting) = mpsc::channel::<Job>(queue);
+        let (jobs, mut queue) = mpsc::channel::<Job>(queue);
         let runner = served.runner().map_err(|failure| StartError::Flag(failure.message))?;
-        let mut machine = Machine { runner, served, chunk, prompt_tokens };
+        let waiting = metrics.waiting.clone();
+        let mut machine = Machine { runner, served, chunk, metrics };
         let run = move || {
             let _fault = EngineFault::watch(shutdown);
-            while let Some(job) = waiting.blocking_recv() {
+            while let Some(mut job) = queue.blocking_recv() {
+                job.queued = None;
                 let failed = machine.run_prompt(&job).err();
                 if let Some(error) = failed {
                     // The receiver may be gone: then nobody wants to know.
@@ -97,7 +124,7 @@ impl Engine {
             .name("prefill-engine".into())
             .spawn(run)
             .map_err(|e| StartError::Flag(format!("cannot start the engine's thread: {e}")))?;
-        Ok(Self { jobs, chunk })
+        Ok(Self { jobs, chunk, waiting })
     }
 
     /// Queues a prompt. Dropping `wanted` cancels it, at the next chunk if it runs already.
@@ -111,7 +138,8 @@ impl Engine {
         // Room for every block and the end, so that a slow link never holds the engine.
         let (out, receiver) = mpsc::channel(tokens.len().div_ceil(self.chunk) + 2);
         let (arrived, wanted) = (Instant::now(), Arc::downgrade(&wanted.0));
-        let job = Job { tokens, mode, draws, arrived, wanted, out };
+        let (queued, span) = (Some(Waiting::new(&self.waiting)), Span::current());
+        let job = Job { tokens, mode, draws, arrived, wanted, out, queued, span };
         match self.jobs.try_send(job) {
             Ok(()) => Ok(receiver),
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -132,7 +160,7 @@ struct Machine {
     runner: Runner,
     served: Arc<Served>,
     chunk: usize,
-    prompt_tokens: Counter,
+    metrics: Metrics,
 }
 
 impl Machine {
@@ -141,6 +169,8 @@ impl Machine {
         if job.wanted.strong_count() == 0 {
             return Ok(());
         }
+        let traced = info_span!(target: TARGET, parent: &job.span, "forward", prompt_tokens = job.tokens.len(), queue_ms = ms(queued));
+        let _entered = traced.enter();
         let mut computed = Duration::ZERO;
         let mut cache = self.served.cache(job.tokens.len())?;
         let mut pass = self.pass(job);
@@ -149,7 +179,7 @@ impl Machine {
             let (range, progress) =
                 self.runner.advance(&mut pass, &mut cache, &job.draws).map_err(internal)?;
             computed += started.elapsed();
-            self.prompt_tokens.inc_by(range.len() as u64);
+            self.metrics.prompt_tokens.inc_by(range.len() as u64);
             let at = Instant::now();
             debug!(start = range.start, end = range.end, "chunk of the prompt computed");
             // A receiver that is gone is noticed at the loop's head.

@@ -14,6 +14,12 @@ pub(crate) struct Codec {
     pub(crate) codec: String,
 }
 
+/// How far a delivery came that failed: `compute`, `connect`, `send` or `accept`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Phase {
+    phase: &'static str,
+}
+
 /// How a prompt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Outcome {
@@ -25,12 +31,14 @@ pub(crate) struct Outcome {
 pub(crate) struct Metrics {
     pub(crate) prompts: Family<Outcome, Counter>,
     pub(crate) running: Gauge,
+    pub(crate) waiting: Gauge,
     pub(crate) prompt_tokens: Counter,
     pub(crate) queue_seconds: Histogram,
     pub(crate) prefill_seconds: Histogram,
     pub(crate) encode_seconds: Histogram,
     pub(crate) raw_bytes: Family<Codec, Counter>,
     pub(crate) wire_bytes: Family<Codec, Counter>,
+    transfer_failures: Family<Phase, Counter>,
 }
 
 impl Metrics {
@@ -38,6 +46,7 @@ impl Metrics {
         Self {
             prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
             running: registry.gauge("prefill_prompts_running", "Prompts admitted and not yet delivered"),
+            waiting: registry.gauge("prefill_prompts_waiting", "Prompts admitted that the engine has not begun"),
             prompt_tokens: registry.counter("prefill_prompt_tokens", "Prompt tokens run through the model"),
             queue_seconds: registry.histogram("prefill_queue_seconds", "Wait for the engine", &SECONDS),
             prefill_seconds: registry.histogram("prefill_seconds", "Forward passes of one prompt", &SECONDS),
@@ -52,6 +61,16 @@ impl Metrics {
                 "Bytes written to the KV streams of the caches delivered",
                 Family::default(),
             ),
+            transfer_failures: registry.register(
+                "prefill_kv_transfer_failures",
+                "Caches that were not delivered, by the phase that failed",
+                Family::default(),
+            ),
         }
+    }
+
+    /// A delivery failed.
+    pub(crate) fn transfer_failed(&self, phase: &'static str) {
+        self.transfer_failures.get_or_create(&Phase { phase }).inc();
     }
 }

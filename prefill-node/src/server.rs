@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, invalid};
-use node::{Capacity, Runtime, Served};
+use node::{Capacity, Runtime, Served, trace};
 use service::Shutdown;
-use tracing::{Instrument, info, info_span, warn};
+use service::trace::TARGET;
+use tracing::{Instrument, Span, info, info_span, warn};
+use transport::ids::NodeId;
 use transport::message::{Failure, FailureKind, FromPrefill, Load, Prefill, Request};
 use transport::{Dialer, Stream};
 
@@ -22,6 +24,7 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// The node's request handling; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
+    node: NodeId,
     served: Arc<Served>,
     shipper: Shipper,
     capacity: Capacity,
@@ -39,7 +42,7 @@ impl Server {
             served,
             chunk,
             admitted as usize,
-            metrics.prompt_tokens.clone(),
+            metrics.clone(),
             runtime.shutdown.clone(),
         )?;
         let shipper = Shipper {
@@ -52,6 +55,7 @@ impl Server {
             accept_deadline: config.accept_deadline(),
         };
         Ok(Self {
+            node: runtime.id.clone(),
             served: Arc::clone(&runtime.served),
             shipper,
             capacity: Capacity::new(admitted, config.node.kv_capacity_tokens),
@@ -63,9 +67,10 @@ impl Server {
 
     /// How busy the node is, for heartbeats.
     pub(crate) fn load(&self) -> impl Fn() -> Load + Send + Sync + 'static {
-        let (running, capacity) = (self.metrics.running.clone(), self.capacity.clone());
+        let (metrics, capacity) = (self.metrics.clone(), self.capacity.clone());
         move || Load {
-            running: u32::try_from(running.get()).unwrap_or(0),
+            running: u32::try_from(metrics.running.get() - metrics.waiting.get()).unwrap_or(0),
+            waiting: u32::try_from(metrics.waiting.get()).unwrap_or(0),
             kv_used_tokens: capacity.used_tokens(),
             ..Load::default()
         }
@@ -91,6 +96,10 @@ impl Server {
             }
         };
         let span = info_span!("prefill", request_id = %prefill.request, tokens = prefill.token_ids.len());
+        let traced = span.in_scope(
+            || info_span!(target: TARGET, "prefill", otel.kind = "server", node = %self.node, request = %prefill.request, prompt_tokens = prefill.token_ids.len(), codec = prefill.coding.codec),
+        );
+        trace::adopt(&traced, prefill.trace);
         let cancelled = stream.sender.stopped();
         let work = self.run(prefill);
         let outcome = async {
@@ -99,8 +108,9 @@ impl Server {
                 _ = cancelled => None,
             }
         };
-        let outcome = outcome.instrument(span.clone()).await;
-        self.record(&span, &outcome);
+        let outcome = outcome.instrument(traced.clone()).instrument(span.clone()).await;
+        self.record(&span, &traced, &outcome);
+        drop(traced);
         let Some(result) = outcome else { return };
         let reply = result.map_or_else(FromPrefill::Fail, |()| FromPrefill::Prefilled);
         if stream.sender.send(&reply).await.is_ok() {
@@ -131,12 +141,13 @@ impl Server {
         }
     }
 
-    fn record(&self, span: &tracing::Span, outcome: &Option<Result<(), Failure>>) {
+    fn record(&self, span: &Span, traced: &Span, outcome: &Option<Result<(), Failure>>) {
         let _entered = span.enter();
         let name = match outcome {
             Some(Ok(())) => "delivered".to_owned(),
             Some(Err(failure)) => {
                 warn!(kind = ?failure.kind, "prefill failed: {}", failure.message);
+                service::trace::fail(traced, &failure.message);
                 format!("{:?}", failure.kind).to_lowercase()
             }
             None => {

@@ -8,8 +8,10 @@ use codec::{CodecKind, Coding};
 use node::compute::Coder;
 use node::failure::{fail, invalid, transfer};
 use node::{KvDigest, Served, sampling};
+use service::trace::TARGET;
 use tokio::sync::mpsc;
-use tracing::{debug, info};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, debug, info, info_span};
 use transport::message::{
     DecodeTarget, Failure, FailureKind, KvCoding, KvMode, KvReply, KvStream, Prefill, PrefillStats,
 };
@@ -48,28 +50,54 @@ impl Shipper {
         let draws = sampling::draws(&prefill.sampling, &self.served.config, &prefill.token_ids);
         let blocks = self.engine.submit(prefill.token_ids, mode, draws, &wanted)?;
         let (out, mut coded) = mpsc::channel(CODED_AHEAD);
-        let chunk = self.after_chunk;
-        tokio::task::spawn_blocking(move || code(&coder, chunk, blocks, out));
+        let (chunk, span) = (self.after_chunk, Span::current());
+        tokio::task::spawn_blocking(move || code(&coder, chunk, &span, blocks, out));
         // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
         let first = coded.recv().await.ok_or_else(engine_gone)?;
-        let mut stream = self.open(&prefill.target).await?;
+        let traced = info_span!(target: TARGET, "ship", decode_node = %prefill.target.node, wire_bytes = Empty);
+        let shipped = self.ship(&prefill.target, &prefill.coding, tokens, first, coded);
+        let (stats, wire_bytes) = shipped.instrument(traced).await?;
+        self.record(&prefill.coding, tokens, wire_bytes, stats);
+        Ok(())
+    }
+
+    /// Sends the chunks, the first of which is there, and waits until they were accepted.
+    async fn ship(
+        &self,
+        target: &DecodeTarget,
+        coding: &KvCoding,
+        tokens: usize,
+        first: Coded,
+        coded: mpsc::Receiver<Coded>,
+    ) -> Result<(PrefillStats, u64), Failure> {
+        let failed = |phase| move |_: &Failure| self.metrics.transfer_failed(phase);
+        let mut stream = self.open(target).await.inspect_err(failed("connect"))?;
         let begin = KvStream::Begin {
-            ticket: prefill.target.ticket,
-            coding: prefill.coding.clone(),
+            ticket: target.ticket,
+            coding: coding.clone(),
             prompt_tokens: tokens as u32,
+            trace: node::trace::context(&Span::current()),
         };
         let stats = match send_all(&mut stream, begin, first, coded).await {
             Ok(stats) => stats,
-            Err(Broken::Ours(failure)) => return Err(failure),
-            Err(Broken::Wire(error)) => return Err(last_words(&mut stream, &error).await),
+            Err(Broken::Ours(failure)) => return Err(failure).inspect_err(failed("compute")),
+            Err(Broken::Wire(error)) => {
+                return Err(last_words(&mut stream, &error).await).inspect_err(failed("send"));
+            }
         };
+        self.accepted(&mut stream).await.inspect_err(failed("accept"))?;
+        let wire_bytes = stream.sender.bytes_written();
+        Span::current().record("wire_bytes", wire_bytes);
+        Ok((stats, wire_bytes))
+    }
+
+    /// Waits for the decode node's word that the cache is there.
+    async fn accepted(&self, stream: &mut Stream) -> Result<(), Failure> {
         match stream.receiver.recv_message::<KvReply>(self.accept_deadline).await {
-            Ok(KvReply::Accepted) => {}
-            Ok(KvReply::Fail(failure)) => return Err(failure),
-            Err(error) => return Err(transfer(format!("the decode node did not accept the cache: {error}"))),
+            Ok(KvReply::Accepted) => Ok(()),
+            Ok(KvReply::Fail(failure)) => Err(failure),
+            Err(error) => Err(transfer(format!("the decode node did not accept the cache: {error}"))),
         }
-        self.record(&prefill.coding, tokens, stream.sender.bytes_written(), stats);
-        Ok(())
     }
 
     fn coder(&self, coding: &KvCoding, prompt: &[u32]) -> Result<Coder, Failure> {

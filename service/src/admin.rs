@@ -1,13 +1,14 @@
 //! What a process tells about itself over HTTP: health, readiness, metrics. Not for requests of clients.
 //!
 //! `/live` answers 200 as long as the process can answer at all. `/ready` and `/health` answer 200 when it can take
-//! work and 503 with the reason when it cannot; `/health` also says which build it is. `/metrics` is OpenMetrics text.
+//! work and 503 with the reason when it cannot; `/health` also says which build it is. `/metrics` is Prometheus text, or OpenMetrics for who
+//! asks for it.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -15,7 +16,8 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 
 use crate::build::{BUILD, BuildInfo};
-use crate::metrics::{CONTENT_TYPE, Registry};
+use crate::exposition::{OPEN_METRICS, PROMETHEUS, to_prometheus, wants_open_metrics};
+use crate::metrics::Registry;
 use crate::shutdown::Shutdown;
 
 /// How long answers under way may take when everything else has ended.
@@ -94,9 +96,12 @@ async fn live() -> Response {
     status(None, None)
 }
 
-async fn metrics(State(registry): State<Registry>) -> Response {
+async fn metrics(State(registry): State<Registry>, headers: HeaderMap) -> Response {
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    let is_open = accepted.any(wants_open_metrics);
     match registry.encode() {
-        Ok(encoded) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], encoded).into_response(),
+        Ok(encoded) if is_open => ([(header::CONTENT_TYPE, OPEN_METRICS)], encoded).into_response(),
+        Ok(encoded) => ([(header::CONTENT_TYPE, PROMETHEUS)], to_prometheus(&encoded)).into_response(),
         Err(error) => {
             (StatusCode::INTERNAL_SERVER_ERROR, format!("metrics cannot be encoded: {error}")).into_response()
         }

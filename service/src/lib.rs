@@ -5,7 +5,7 @@
 //! | [`args`] | flags that all processes share |
 //! | [`telemetry`] | logs, as text or JSON; where spans go |
 //! | [`trace`], `otlp` | spans of requests over process borders; their export |
-//! | [`metrics`] | the metric registry, bucket bounds, text encoding |
+//! | [`metrics`], [`exposition`] | the metric registry, bucket bounds; the text that scrapers read |
 //! | [`admin`] | `/health`, `/live`, `/ready`, `/metrics` |
 //! | [`shutdown`] | signals, drain, grace period |
 //! | [`process`] | the outermost layer: logs up, body run, why it failed, told to probes |
@@ -19,6 +19,7 @@ pub mod address;
 pub mod admin;
 pub mod args;
 pub mod build;
+pub mod exposition;
 pub mod metrics;
 mod otlp;
 pub mod process;

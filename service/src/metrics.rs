@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -17,8 +18,6 @@ use crate::build::BUILD;
 
 /// Prefix of all our metrics.
 pub const PREFIX: &str = "kvferry_";
-/// Content type of [`Registry::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Bounds for times, in seconds: from a token's 1 ms to a long prompt's minutes.
 pub const SECONDS: [f64; 16] =
@@ -65,6 +64,12 @@ impl Registry {
         metric
     }
 
+    /// Adds metrics that are worked out when they are read.
+    pub fn collector(&self, collector: impl Collector) {
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.register_collector(Box::new(collector));
+    }
+
     /// Adds a counter; `_total` is appended to its name when encoded.
     pub fn counter(&self, name: &str, help: &str) -> Counter {
         self.register(name, help, Counter::default())
@@ -80,7 +85,7 @@ impl Registry {
         self.register(name, help, Histogram::new(bounds.iter().copied()))
     }
 
-    /// All metrics as OpenMetrics text, which Prometheus and its kin read.
+    /// All metrics as OpenMetrics text.
     ///
     /// # Errors
     /// Only if a metric of the caller's own making fails to encode itself.

@@ -13,7 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 async fn get(routes: &Router, path: &str) -> (StatusCode, String, String) {
-    let request = Request::get(path).body(Body::empty()).unwrap();
+    get_as(routes, path, "*/*").await
+}
+
+async fn get_as(routes: &Router, path: &str, accept: &str) -> (StatusCode, String, String) {
+    let request = Request::get(path).header(header::ACCEPT, accept).body(Body::empty()).unwrap();
     let response = routes.clone().oneshot(request).await.unwrap();
     let status = response.status();
     let content_type = response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned();
@@ -50,13 +54,18 @@ async fn health_follows_the_readiness_and_names_the_build() {
 }
 
 #[tokio::test]
-async fn metrics_are_open_metrics_text() {
+async fn metrics_are_open_metrics_for_who_asks_and_prometheus_text_for_others() {
     let registry = Registry::new();
     registry.counter("requests", "Requests taken").inc_by(2);
-    let (status, content_type, body) = get(&admin::routes(Readiness::starting(), registry), "/metrics").await;
+    let routes = admin::routes(Readiness::starting(), registry);
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+    let (status, content_type, body) = get_as(&routes, "/metrics", accept).await;
     assert_eq!(status, StatusCode::OK);
-    assert!(content_type.starts_with("application/openmetrics-text"), "{content_type}");
+    assert!(content_type.starts_with("application/openmetrics-text; version=1.0.0"), "{content_type}");
     assert!(body.contains("kvferry_requests_total 2\n") && body.ends_with("# EOF\n"), "{body}");
+    let (_, content_type, body) = get(&routes, "/metrics").await;
+    assert!(content_type.starts_with("text/plain; version=0.0.4"), "{content_type}");
+    assert!(body.contains("# TYPE kvferry_requests_total counter\nkvferry_requests_total 2\n"), "{body}");
 }
 
 #[tokio::test]

@@ -97,6 +97,7 @@ impl StubPrefill {
             ticket: prefill.target.ticket,
             coding: KvCoding { codec: "raw".into(), tier: 32, mode: KvMode::Stream },
             prompt_tokens: prefill.token_ids.len() as u32,
+            trace: None,
         };
         stream.sender.send(&begin).await.expect("the stream begins");
         stream

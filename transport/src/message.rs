@@ -166,6 +166,17 @@ pub enum KvSource {
     },
 }
 
+/// Where a message belongs in a trace: what W3C calls a `traceparent`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceContext {
+    /// The trace.
+    pub trace_id: [u8; 16],
+    /// The sender's span.
+    pub span_id: [u8; 8],
+    /// W3C trace flags.
+    pub flags: u8,
+}
+
 /// Router asks decode for a slot, before any prefill starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reserve {
@@ -182,6 +193,8 @@ pub struct Reserve {
     pub prompt_ids: Vec<u32>,
     /// Where the cache comes from.
     pub source: KvSource,
+    /// The request's trace, if it has one.
+    pub trace: Option<TraceContext>,
 }
 
 /// Where prefill delivers the cache.
@@ -210,6 +223,8 @@ pub struct Prefill {
     pub coding: KvCoding,
     /// Where to deliver it.
     pub target: DecodeTarget,
+    /// The request's trace, if it has one.
+    pub trace: Option<TraceContext>,
 }
 
 /// First frame of a request stream.
@@ -319,6 +334,8 @@ pub enum KvStream {
         coding: KvCoding,
         /// Length of the prompt.
         prompt_tokens: u32,
+        /// The delivery in the request's trace, if it has one.
+        trace: Option<TraceContext>,
     },
     /// Everything was sent.
     End {

@@ -55,6 +55,10 @@ fn coding() -> KvCoding {
     KvCoding { codec: "kvtc".into(), tier: 32, mode: KvMode::After }
 }
 
+fn trace() -> TraceContext {
+    TraceContext { trace_id: [0xab; 16], span_id: [0xcd; 8], flags: 1 }
+}
+
 fn failure() -> Failure {
     Failure { kind: FailureKind::Busy, message: "no slot for 4096 tokens".into() }
 }
@@ -67,6 +71,7 @@ fn reserve(source: KvSource) -> Request {
         sampling: sampling(),
         prompt_ids: vec![1, 2, 128_000],
         source,
+        trace: Some(trace()),
     })
 }
 
@@ -83,6 +88,7 @@ fn prefill(token_ids: Vec<u32>) -> Request {
             address,
             ticket: Ticket::random(),
         },
+        trace: Some(trace()),
     })
 }
 
@@ -145,7 +151,8 @@ async fn a_prompt_of_128k_tokens_fits_a_message() {
 #[tokio::test]
 async fn a_cache_travels_as_data_between_messages() {
     let pair = pair(EndpointConfig::default()).await;
-    let begin = KvStream::Begin { ticket: Ticket::random(), coding: coding(), prompt_tokens: 9 };
+    let begin =
+        KvStream::Begin { ticket: Ticket::random(), coding: coding(), prompt_tokens: 9, trace: Some(trace()) };
     let end = KvStream::End {
         chunks: 3,
         digest: [3; 16],

@@ -338,6 +338,7 @@ fn stream_bytes(
         ticket: Ticket::random(),
         coding: KvCoding { codec: coding.kind.name().into(), tier: coding.tier, mode },
         prompt_tokens: prompt.ids.len() as u32,
+        trace: None,
     };
     let mut digest = KvDigest::default();
     chunks.iter().for_each(|chunk| digest.add(chunk));
