@@ -60,14 +60,10 @@ impl Metrics {
             ),
             slots_held: registry.gauge("decode_slots_held", "Slots that requests hold"),
             slots_limit: registry.gauge("decode_slots_limit", "Slots that the node has"),
-            tickets_open: registry.gauge(
-                "decode_tickets_open",
-                "Reservations whose cache has not begun to arrive",
-            ),
-            kv_capacity_tokens: registry.gauge(
-                "decode_kv_capacity_tokens",
-                "Cache tokens that sessions may reserve together",
-            ),
+            tickets_open: registry
+                .gauge("decode_tickets_open", "Reservations whose cache has not begun to arrive"),
+            kv_capacity_tokens: registry
+                .gauge("decode_kv_capacity_tokens", "Cache tokens that sessions may reserve together"),
             kv_used_tokens: registry.gauge("decode_kv_used_tokens", "Cache tokens reserved by sessions"),
             steps: registry.counter("decode_steps", "Batched steps of the model"),
             step_seconds: registry.histogram("decode_step_seconds", "One batched step", &SECONDS),

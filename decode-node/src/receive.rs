@@ -146,7 +146,8 @@ impl Intake {
 
     async fn begin(&self, receiver: &mut Receiver) -> Result<Begun, Failure> {
         let first = receiver.recv_message::<KvStream>(BEGIN_DEADLINE).await;
-        let KvStream::Begin { ticket, coding: announced, prompt_tokens, trace } = first.map_err(transfer)? else {
+        let KvStream::Begin { ticket, coding: announced, prompt_tokens, trace } = first.map_err(transfer)?
+        else {
             return Err(invalid("a KV stream begins with its ticket"));
         };
         let kind: CodecKind = announced.codec.parse().map_err(invalid)?;

@@ -62,7 +62,10 @@ impl Tickets {
     /// Takes the session a ticket opens; none if it is unknown, used or given up.
     pub(crate) fn take(&self, ticket: Ticket) -> Option<Pending> {
         let taken = self.lock().remove(&ticket);
-        taken.inspect(|_| drop(self.open.dec()))
+        if taken.is_some() {
+            self.open.dec();
+        }
+        taken
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Ticket, Pending>> {

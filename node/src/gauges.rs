@@ -29,7 +29,11 @@ impl<F: Fn() -> Load + Send + Sync + 'static> Collector for LoadGauges<F> {
         let usage = f64::from(load.kv_used_tokens) / f64::from(self.kv_capacity_tokens.max(1));
         for (name, help, value) in [
             ("vllm:num_requests_running", "Requests that the node works on.", f64::from(load.running)),
-            ("vllm:num_requests_waiting", "Requests that the node has admitted and that wait.", f64::from(load.waiting)),
+            (
+                "vllm:num_requests_waiting",
+                "Requests that the node has admitted and that wait.",
+                f64::from(load.waiting),
+            ),
             ("vllm:kv_cache_usage_perc", "Share of the KV cache that is reserved, 1 is all of it.", usage),
         ] {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

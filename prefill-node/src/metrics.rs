@@ -46,7 +46,8 @@ impl Metrics {
         Self {
             prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
             running: registry.gauge("prefill_prompts_running", "Prompts admitted and not yet delivered"),
-            waiting: registry.gauge("prefill_prompts_waiting", "Prompts admitted that the engine has not begun"),
+            waiting: registry
+                .gauge("prefill_prompts_waiting", "Prompts admitted that the engine has not begun"),
             prompt_tokens: registry.counter("prefill_prompt_tokens", "Prompt tokens run through the model"),
             queue_seconds: registry.histogram("prefill_queue_seconds", "Wait for the engine", &SECONDS),
             prefill_seconds: registry.histogram("prefill_seconds", "Forward passes of one prompt", &SECONDS),

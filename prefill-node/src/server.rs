@@ -38,13 +38,8 @@ impl Server {
         let admitted = config.node.max_num_seqs;
         let metrics = Metrics::new(&runtime.registry);
         let (served, chunk) = (Arc::clone(&runtime.served), config.node.chunk_tokens as usize);
-        let engine = Engine::start(
-            served,
-            chunk,
-            admitted as usize,
-            metrics.clone(),
-            runtime.shutdown.clone(),
-        )?;
+        let engine =
+            Engine::start(served, chunk, admitted as usize, metrics.clone(), runtime.shutdown.clone())?;
         let shipper = Shipper {
             served: Arc::clone(&runtime.served),
             engine,

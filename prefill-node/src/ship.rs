@@ -54,7 +54,8 @@ impl Shipper {
         tokio::task::spawn_blocking(move || code(&coder, chunk, &span, blocks, out));
         // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
         let first = coded.recv().await.ok_or_else(engine_gone)?;
-        let traced = info_span!(target: TARGET, "ship", decode_node = %prefill.target.node, wire_bytes = Empty);
+        let traced =
+            info_span!(target: TARGET, "ship", decode_node = %prefill.target.node, wire_bytes = Empty);
         let shipped = self.ship(&prefill.target, &prefill.coding, tokens, first, coded);
         let (stats, wire_bytes) = shipped.instrument(traced).await?;
         self.record(&prefill.coding, tokens, wire_bytes, stats);

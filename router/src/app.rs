@@ -29,6 +29,7 @@ use crate::model::RouterModel;
 use crate::openapi;
 use crate::page;
 use crate::relay::Relay;
+use crate::trace;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken from a client, in bytes.
@@ -172,7 +173,8 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     let name = given.unwrap_or_else(|| id.to_string());
     request.extensions_mut().insert(id);
     let span = info_span!("request", request_id = %id, client_id = (name != id.to_string()).then_some(&name));
-    let mut response = next.run(request).instrument(span).await;
+    let traced = span.in_scope(|| trace::of_request(&request, id));
+    let mut response = next.run(request).instrument(traced).instrument(span).await;
     if let Ok(value) = HeaderValue::try_from(name) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

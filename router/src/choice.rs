@@ -23,6 +23,8 @@ pub(crate) struct Choice {
     pub(crate) predicted_ms: Option<f64>,
     /// Why a cache is not coded or not shipped, where the client left that open.
     pub(crate) bypass_reason: Option<String>,
+    /// The same, as one of a few classes.
+    pub(crate) bypass: Option<Bypass>,
     /// Expected wait for the prefill node.
     pub(crate) queue_ms: Option<f64>,
 }
@@ -55,14 +57,73 @@ impl Reason {
     }
 }
 
+/// Why a cache is not coded or not shipped, where the client left that open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bypass {
+    /// Decode nodes run all prompts.
+    LocalAlways,
+    /// There is none that could take the prompt.
+    NoPrefillNode,
+    /// Prefill has failed elsewhere, and the operator wants it here then.
+    PrefillFailed,
+    /// The decode node has the prompt done sooner.
+    LocalQuicker,
+    /// Raw is there sooner than coded.
+    LinkFast,
+    /// Coded is hardly there sooner than raw.
+    NoGain,
+    /// Nothing was measured, and kvtc cannot be spoken.
+    NoPlan,
+    /// Nothing was measured, and the prompt has little to code.
+    ShortPrompt,
+    /// The second best way, for its measurements.
+    Explored,
+}
+
+impl Bypass {
+    /// As a metric label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::LocalAlways => "local_always",
+            Self::NoPrefillNode => "no_prefill_node",
+            Self::PrefillFailed => "prefill_failed",
+            Self::LocalQuicker => "local_quicker",
+            Self::LinkFast => "link_fast",
+            Self::NoGain => "no_gain",
+            Self::NoPlan => "no_plan",
+            Self::ShortPrompt => "short_prompt",
+            Self::Explored => "explored",
+        }
+    }
+
+    /// In words.
+    fn words(self) -> &'static str {
+        match self {
+            Self::LocalAlways => "decode nodes run all prompts (--local-prefill always)",
+            Self::NoPrefillNode => "no prefill node can take it now",
+            Self::PrefillFailed => "prefill failed (--prefill-failure local)",
+            Self::LocalQuicker => "running the prompt on the decode node is quicker",
+            Self::LinkFast => "link is fast",
+            Self::NoGain => "coding would gain next to nothing",
+            Self::NoPlan => "the pair was not measured yet, and has no calibrated plan",
+            Self::ShortPrompt => "the pair was not measured yet, and so short a prompt has little to code",
+            Self::Explored => "tried for its measurements",
+        }
+    }
+}
+
 impl Choice {
     /// The decode node runs the prompt, since nothing else is possible or allowed.
-    pub(crate) fn local(bypass_reason: &str) -> Self {
-        Self { bypass_reason: Some(bypass_reason.to_owned()), ..Self::new(Way::Local, Reason::Only) }
+    pub(crate) fn local(why: Bypass) -> Self {
+        Self::new(Way::Local, Reason::Only).bypassing(why, why.words().to_owned())
+    }
+
+    fn bypassing(self, bypass: Bypass, words: String) -> Self {
+        Self { bypass: Some(bypass), bypass_reason: Some(words), ..self }
     }
 
     fn new(way: Way, reason: Reason) -> Self {
-        Self { way, reason, predicted_ms: None, bypass_reason: None, queue_ms: None }
+        Self { way, reason, predicted_ms: None, bypass_reason: None, bypass: None, queue_ms: None }
     }
 }
 
@@ -148,25 +209,25 @@ impl Outlook<'_> {
             return self.unmeasured(has_plan);
         };
         let reason = if chosen.way == best.way { Reason::Predicted } else { Reason::Explored };
-        Choice {
-            predicted_ms: Some(chosen.ms),
-            bypass_reason: bypass_reason(&chosen, &forecasts, reason),
-            ..Choice::new(chosen.way, reason)
+        let choice = Choice { predicted_ms: Some(chosen.ms), ..Choice::new(chosen.way, reason) };
+        match bypass(&chosen, &forecasts, reason) {
+            Some((why, words)) => choice.bypassing(why, words),
+            None => choice,
         }
     }
 
     /// What teaches something and is never far off: kvtc after the prompt, which has the fewest bytes.
     fn unmeasured(&self, has_plan: bool) -> Choice {
         let why = match (has_plan, self.wanted.prompt_tokens <= SHORT_TOKENS) {
-            (false, _) => "the pair was not measured yet, and has no calibrated plan",
-            (true, true) => "the pair was not measured yet, and so short a prompt has little to code",
+            (false, _) => Bypass::NoPlan,
+            (true, true) => Bypass::ShortPrompt,
             (true, false) => {
                 let mode = self.kvtc_modes().last().copied().unwrap_or_default();
                 return Choice::new(Way::Split { codec: KvCodec::Kvtc, mode }, Reason::Unmeasured);
             }
         };
         let raw = Way::Split { codec: KvCodec::Raw, mode: KvMode::Stream };
-        Choice { bypass_reason: Some(why.to_owned()), ..Choice::new(raw, Reason::Unmeasured) }
+        Choice::new(raw, Reason::Unmeasured).bypassing(why, why.words().to_owned())
     }
 
     fn kvtc_modes(&self) -> &'static [KvMode] {
@@ -179,7 +240,7 @@ impl Outlook<'_> {
 }
 
 /// Why the cache is not coded, or not shipped; nothing for one that is coded.
-fn bypass_reason(chosen: &Forecast, forecasts: &[Forecast], reason: Reason) -> Option<String> {
+fn bypass(chosen: &Forecast, forecasts: &[Forecast], reason: Reason) -> Option<(Bypass, String)> {
     let is_coded = |way| matches!(way, Way::Split { codec, .. } if codec != KvCodec::Raw);
     if is_coded(chosen.way) {
         return None;
@@ -188,13 +249,13 @@ fn bypass_reason(chosen: &Forecast, forecasts: &[Forecast], reason: Reason) -> O
     let others = others.filter(|other| chosen.way == Way::Local || is_coded(other.way));
     let other = others.min_by(|a, b| a.cost.total_cmp(&b.cost))?;
     let why = match (reason, chosen.way) {
-        (Reason::Explored, _) => "tried for its measurements",
-        (_, Way::Local) => "running the prompt on the decode node is quicker",
-        _ if chosen.ms <= other.ms => "link is fast",
-        _ => "coding would gain next to nothing",
+        (Reason::Explored, _) => Bypass::Explored,
+        (_, Way::Local) => Bypass::LocalQuicker,
+        _ if chosen.ms <= other.ms => Bypass::LinkFast,
+        _ => Bypass::NoGain,
     };
-    let (name, ms) = (chosen.way.name(), chosen.ms);
-    Some(format!("{why}: {name} predicted {ms:.0} ms, {} {:.0} ms", other.way.name(), other.ms))
+    let (words, name, ms) = (why.words(), chosen.way.name(), chosen.ms);
+    Some((why, format!("{words}: {name} predicted {ms:.0} ms, {} {:.0} ms", other.way.name(), other.ms)))
 }
 
 #[cfg(test)]

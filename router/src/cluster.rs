@@ -173,7 +173,14 @@ impl Cluster {
         self.shared.estimates.links(Instant::now())
     }
 
-    /// How many nodes are here now.
+    /// Every node's role, its load by its last word, and its capacity in cache tokens.
+    pub(crate) fn loads(&self) -> Vec<(Role, Load, u32)> {
+        let members = self.members();
+        let load = |node: &Node| (node.role(), node.reported, node.register.kv_capacity_tokens);
+        members.nodes.values().map(load).collect()
+    }
+
+    /// Nodes that are here now.
     pub(crate) fn len(&self) -> usize {
         self.members().nodes.len()
     }

@@ -11,6 +11,7 @@ use crate::board::Entry;
 use crate::leg::NodeError;
 use crate::metrics::Metrics;
 use crate::relay::{Drawn, Step, Tokens};
+use crate::vllm::Course;
 
 /// A generation under way. Dropped, it is cancelled on the nodes.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(crate) struct Generation {
     has_spoken: bool,
     /// Of tokens whose text is not out yet.
     logprobs: Vec<TokenLogprobs>,
-    last_token: Instant,
+    course: Course,
     transfer: KvTransfer,
     metrics: Metrics,
     entry: Entry,
@@ -83,10 +84,9 @@ pub(crate) struct Piece {
 impl Generation {
     pub(crate) fn new(tokens: Tokens, limits: Limits, text: Text, metrics: Metrics) -> Self {
         let ttft = limits.arrived.elapsed();
-        metrics.ttft_seconds.observe(ttft.as_secs_f64());
-        metrics.prompt_tokens.inc_by(limits.prompt_tokens.into());
         let transfer = report(&tokens, ttft.as_secs_f64() * 1e3);
-        metrics.transferred(&transfer);
+        let bypass = tokens.choice.bypass;
+        let course = metrics.first_token(limits.arrived, limits.prompt_tokens, &transfer, bypass);
         tokens.entry.first_token(&transfer);
         Self {
             first_token: Some(tokens.first.clone()),
@@ -97,7 +97,7 @@ impl Generation {
             generated: 0,
             has_spoken: false,
             logprobs: Vec::new(),
-            last_token: Instant::now(),
+            course,
             transfer,
             metrics,
         }
@@ -107,7 +107,12 @@ impl Generation {
     pub(crate) async fn next(&mut self) -> Result<Piece, NodeError> {
         let mut last_text = std::mem::take(&mut self.text.echo);
         loop {
-            let (text, stopped) = match self.step().await? {
+            let step = self.step().await;
+            if let Err(error) = &step {
+                self.metrics.failed("generation");
+                self.course.failed(error);
+            }
+            let (text, stopped) = match step? {
                 Step::Token(drawn) => self.take(drawn),
                 Step::Finished(reason) => return Ok(self.finish(last_text, reason)),
             };
@@ -158,20 +163,14 @@ impl Generation {
     }
 
     fn count(&mut self) {
-        let now = Instant::now();
         self.generated += 1;
-        self.metrics.generated_tokens.inc();
         self.entry.token();
-        if self.generated > 1 {
-            let gap = now.duration_since(self.last_token);
-            self.metrics.inter_token_seconds.observe(gap.as_secs_f64());
-        }
+        self.course.token();
         if self.generated == 2 {
-            let since = now.duration_since(self.limits.arrived);
+            let since = self.limits.arrived.elapsed();
             self.transfer.second_token_ms = Some(to_thousandths(since.as_secs_f64() * 1e3));
             self.entry.second_token(&self.transfer);
         }
-        self.last_token = now;
     }
 
     /// No more tokens: what was held back can no longer become a character or a stop string.
@@ -193,6 +192,7 @@ impl Generation {
     /// Lets the nodes go; if they were still at work, that cancels them.
     fn end(&mut self, text: String, reason: FinishReason) -> Piece {
         self.tokens = None;
+        self.course.finished(reason);
         self.piece(text, Some(reason))
     }
 

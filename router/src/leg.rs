@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tracing::Span;
 use transport::ids::NodeId;
 use transport::message::{Failure, FromPrefill, Request, Role};
 use transport::{Frame, OpenError, RecvError, SendError, Stream};
@@ -15,6 +16,8 @@ use crate::cluster::Assigned;
 pub(crate) struct Leg {
     stream: Stream,
     node: Assigned,
+    /// Ends with the leg, in the request's trace.
+    _span: Span,
 }
 
 /// A node did not do its part.
@@ -75,9 +78,14 @@ impl Leg {
         });
         let opened = opened.await.unwrap_or(Err(Cause::Deadline { phase: Phase::Reserve, after: deadline }));
         match opened {
-            Ok(stream) => Ok(Self { stream, node }),
+            Ok(stream) => Ok(Self { stream, node, _span: Span::none() }),
             Err(cause) => Err(error_of(&node, cause)),
         }
+    }
+
+    /// The leg with a span that ends when it does.
+    pub(crate) fn within(self, span: Span) -> Self {
+        Self { _span: span, ..self }
     }
 
     /// The node's next message.

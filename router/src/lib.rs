@@ -18,8 +18,9 @@
 //! | `cluster`, `nodes`, `policy` | who is there, how they come and go, who is chosen |
 //! | `choice`, `latency` | how a cache is coded and sent; the arithmetic behind it |
 //! | `estimates`, `line`, `measured` | what requests have shown: speeds and sizes, their averages, their gauges |
-//! | `error`, `metrics` | how things fail, what is counted |
 //! | `board`, `page` | the last requests as they run, over HTTP; the page at `/` that shows them |
+//! | `error`, `metrics`, `vllm`, `load` | how things fail; what is counted, under our names and under vLLM's |
+//! | `trace` | a request's spans, from the client's `traceparent` to the nodes |
 //!
 //! It holds no weights and no caches, and it never sees a cache's bytes: those go from prefill to decode.
 #![forbid(unsafe_code)]
@@ -38,6 +39,7 @@ mod generation;
 mod latency;
 mod leg;
 mod line;
+mod load;
 mod measured;
 mod metrics;
 mod model;
@@ -50,7 +52,9 @@ mod sequences;
 mod sse;
 mod start;
 mod tls;
+mod trace;
 mod transfers;
+mod vllm;
 
 pub use config::Config;
 pub use model::{ModelError, RouterModel};

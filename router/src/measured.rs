@@ -77,8 +77,8 @@ impl Gauges {
                 Family::default(),
             ),
             links: registry.register(
-                "router_link_gbps",
-                "Measured speed from a prefill to a decode node in gigabits per second",
+                "router_link_bytes_per_second",
+                "Measured speed from a prefill to a decode node",
                 Family::default(),
             ),
             codecs: registry.register(
@@ -111,7 +111,7 @@ impl Gauges {
 
     pub(crate) fn link(&self, prefill: &NodeId, decode: &NodeId, gbps: f64) {
         let link = Link { prefill: prefill.0.clone(), decode: decode.0.clone() };
-        self.links.get_or_create(&link).set(gbps);
+        self.links.get_or_create(&link).set(gbps * 1e9 / 8.0);
     }
 
     pub(crate) fn codec(&self, codec: KvCodec, mode: KvMode, stage: &'static str, bytes_per_second: f64) {

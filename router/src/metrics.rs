@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use openai::KvTransfer;
+use openai::{KvCodec, KvTransfer};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,9 +10,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use service::Registry;
 use service::metrics::{RATIOS, SECONDS};
+use tracing::Span;
 
 use crate::board::{Board, Entry};
+use crate::choice::Bypass;
 use crate::measured::Gauges;
+use crate::model::RouterModel;
+use crate::trace;
+use crate::vllm::{Course, Vllm};
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -38,7 +43,23 @@ struct Role {
 /// How a cache was coded; "none" for a local prefill.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Codec {
-    codec: String,
+    codec: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Phase {
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+/// Whether a request ran on one node or two, under the label that llm-d uses.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Decision {
+    decision_type: &'static str,
 }
 
 /// The router's metrics; clones share them.
@@ -47,16 +68,19 @@ pub(crate) struct Metrics {
     requests: Family<Outcome, Counter>,
     in_flight: Gauge,
     request_seconds: Histogram,
-    pub(crate) ttft_seconds: Histogram,
-    pub(crate) inter_token_seconds: Histogram,
-    pub(crate) prompt_tokens: Counter,
-    pub(crate) generated_tokens: Counter,
+    vllm: Vllm,
+    model: String,
     pub(crate) retries: Counter,
     node_failures: Family<NodeFailure, Counter>,
+    failures: Family<Phase, Counter>,
     nodes: Family<Role, Gauge>,
     placements: Family<Codec, Counter>,
+    decisions: Family<Decision, Counter>,
+    bypasses: Family<Why, Counter>,
+    local_prefills: Family<Why, Counter>,
     kv_raw_bytes: Family<Codec, Counter>,
     kv_wire_bytes: Family<Codec, Counter>,
+    kv_saved_bytes: Family<Codec, Counter>,
     kv_ratio: Histogram,
     kv_encode_seconds: Histogram,
     kv_wire_seconds: Histogram,
@@ -68,8 +92,9 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Registry) -> Self {
+    pub(crate) fn new(registry: &Registry, model: &RouterModel) -> Self {
         let seconds = |name, help| registry.histogram(name, help, &SECONDS);
+        let reasons = |name, help| registry.register(name, help, Family::default());
         let codecs = |name, help| registry.register(name, help, Family::default());
         Self {
             requests: registry.register(
@@ -79,20 +104,37 @@ impl Metrics {
             ),
             in_flight: registry.gauge("router_requests_in_flight", "Requests that hold a place"),
             request_seconds: seconds("router_request_seconds", "From a request's arrival to its end"),
-            ttft_seconds: seconds("router_ttft_seconds", "From a request's arrival to its first token"),
-            inter_token_seconds: seconds("router_inter_token_seconds", "Between two tokens of a request"),
-            prompt_tokens: registry.counter("router_prompt_tokens", "Prompt tokens of requests placed"),
-            generated_tokens: registry.counter("router_generated_tokens", "Tokens generated"),
+            vllm: Vllm::new(registry, &model.served_name, model.max_model_len),
+            model: model.served_name.clone(),
             retries: registry.counter("router_retries", "Requests tried on other nodes"),
             node_failures: registry.register(
                 "router_node_failures",
                 "Attempts that a node failed, by kind",
                 Family::default(),
             ),
+            failures: registry.register(
+                "router_failures",
+                "Attempts that failed, by the phase that they were in",
+                Family::default(),
+            ),
+            decisions: registry.register(
+                "router_pd_decisions",
+                "Requests with a first token, by whether a prefill node ran the prompt",
+                Family::default(),
+            ),
+            bypasses: reasons(
+                "router_bypasses",
+                "Requests whose cache was not coded or not shipped though it might, by why",
+            ),
+            local_prefills: reasons(
+                "router_local_prefills",
+                "Requests whose prompt the decode node ran, by why",
+            ),
             nodes: registry.register("router_nodes", "Nodes in the cluster", Family::default()),
             placements: codecs("router_placements", "Requests with a first token, by how the cache came"),
             kv_raw_bytes: codecs("router_kv_raw_bytes", "Size in bf16 of the caches that were shipped"),
             kv_wire_bytes: codecs("router_kv_wire_bytes", "Bytes of the KV streams of these caches"),
+            kv_saved_bytes: codecs("router_kv_saved_bytes", "Bytes that coding kept off the wire"),
             kv_ratio: registry.histogram(
                 "router_kv_ratio",
                 "Raw bytes over wire bytes of a request",
@@ -112,7 +154,7 @@ impl Metrics {
     pub(crate) fn request(&self) -> Record {
         self.in_flight.inc();
         let entry = self.board.begin();
-        Record { metrics: self.clone(), arrived: Instant::now(), entry, ended: None }
+        Record { metrics: self.clone(), arrived: Instant::now(), entry, ended: None, span: Span::current() }
     }
 
     /// The cluster has so many nodes now.
@@ -127,15 +169,47 @@ impl Metrics {
         self.node_failures.get_or_create(&NodeFailure { role, kind }).inc();
     }
 
-    /// A cache is in place.
-    pub(crate) fn transferred(&self, transfer: &KvTransfer) {
-        let codec = Codec { codec: transfer.codec.clone().unwrap_or_else(|| "none".into()) };
+    /// An attempt failed, or a generation.
+    pub(crate) fn failed(&self, phase: &'static str) {
+        self.failures.get_or_create(&Phase { phase }).inc();
+    }
+
+    /// A request has its first token: its cache is in place, and its generation begins.
+    pub(crate) fn first_token(
+        &self,
+        arrived: Instant,
+        prompt_tokens: u32,
+        transfer: &KvTransfer,
+        bypass: Option<Bypass>,
+    ) -> Course {
+        trace::describe(&self.model, prompt_tokens, transfer);
+        self.decided(transfer, bypass);
+        self.transferred(transfer);
+        self.vllm.begin(arrived, prompt_tokens, transfer)
+    }
+
+    fn decided(&self, transfer: &KvTransfer, bypass: Option<Bypass>) {
+        let decision_type = if transfer.codec.is_some() { "prefill-decode" } else { "decode-only" };
+        self.decisions.get_or_create(&Decision { decision_type }).inc();
+        let Some(why) = bypass.map(|bypass| Why { reason: bypass.name() }) else { return };
+        self.bypasses.get_or_create(&why).inc();
+        if transfer.codec.is_none() {
+            self.local_prefills.get_or_create(&why).inc();
+        }
+    }
+
+    /// Bytes and times of a transfer are taken together, once, and only when a cache moved.
+    fn transferred(&self, transfer: &KvTransfer) {
+        let name = |codec: &str| KvCodec::named(codec).map_or("other", KvCodec::as_str);
+        let codec = Codec { codec: transfer.codec.as_deref().map_or("none", name) };
         self.placements.get_or_create(&codec).inc();
         self.prefill_seconds.observe(transfer.prefill_ms / 1e3);
         self.prefill_queue_seconds.observe(transfer.queue_ms / 1e3);
         let Some(ratio) = transfer.ratio else { return };
         self.kv_raw_bytes.get_or_create(&codec).inc_by(transfer.raw_bytes);
         self.kv_wire_bytes.get_or_create(&codec).inc_by(transfer.wire_bytes);
+        let saved = transfer.raw_bytes.saturating_sub(transfer.wire_bytes);
+        self.kv_saved_bytes.get_or_create(&codec).inc_by(saved);
         self.kv_ratio.observe(ratio);
         self.kv_encode_seconds.observe(transfer.encode_ms / 1e3);
         self.kv_wire_seconds.observe(transfer.wire_ms / 1e3);
@@ -150,6 +224,8 @@ pub(crate) struct Record {
     arrived: Instant,
     entry: Entry,
     ended: Option<Outcome>,
+    /// Of the request, in its trace.
+    span: Span,
 }
 
 impl Record {
@@ -182,6 +258,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         let cancelled = Outcome { outcome: "cancelled", status: Self::CLIENT_CLOSED_REQUEST };
         let outcome = self.ended.take().unwrap_or(cancelled);
+        self.span.record("http.response.status_code", outcome.status);
+        if outcome.outcome != "ok" {
+            service::trace::fail(&self.span, &outcome.outcome);
+        }
         self.metrics.requests.get_or_create(&outcome).inc();
         self.metrics.in_flight.dec();
         self.metrics.request_seconds.observe(self.arrived.elapsed().as_secs_f64());

@@ -10,7 +10,7 @@ use openai::KvOptions;
 use transport::ids::NodeId;
 use transport::message::{FailureKind, KvCoding, Role};
 
-use crate::choice::{Choice, decide};
+use crate::choice::{Bypass, Choice, decide};
 use crate::estimates::Estimates;
 use crate::latency::Way;
 use crate::leg::{Cause, NodeError, Phase};
@@ -88,7 +88,7 @@ pub(crate) struct Wanted<'a> {
     /// Requests with the same go to the same prefill node, as long as its load allows.
     pub(crate) affinity: Option<u64>,
     /// Why a decode node has to run the prompt, if it has to.
-    pub(crate) local: Option<&'static str>,
+    pub(crate) local: Option<Bypass>,
 }
 
 /// How the operator wants requests placed.
@@ -149,8 +149,8 @@ pub(crate) fn place(
     let needed = wanted.prompt_tokens.saturating_add(wanted.max_tokens);
     let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
     let must_be_local = wanted.local.or(match rules.local_prefill {
-        LocalPrefill::Always => Some("decode nodes run all prompts (--local-prefill always)"),
-        LocalPrefill::Auto => candidates.prefill.is_empty().then_some("no prefill node can take it now"),
+        LocalPrefill::Always => Some(Bypass::LocalAlways),
+        LocalPrefill::Auto => candidates.prefill.is_empty().then_some(Bypass::NoPrefillNode),
         LocalPrefill::Never => None,
     });
     if let Some(why) = must_be_local {

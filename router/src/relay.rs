@@ -10,8 +10,9 @@
 use std::time::Duration;
 
 use openai::KvOptions;
+use service::trace::TARGET;
 use tokio::time::Instant;
-use tracing::{debug, info};
+use tracing::{Instrument, Span, debug, info, info_span};
 use transport::ids::{NodeId, RequestId, Ticket};
 use transport::message::{
     DecodeTarget, Failure, FailureKind, FinishReason, FromDecode, FromPrefill, KvCoding, KvSource, Logprobs,
@@ -20,13 +21,14 @@ use transport::message::{
 
 use crate::api::Pins;
 use crate::board::Entry;
-use crate::choice::Choice;
+use crate::choice::{Bypass, Choice};
 use crate::cluster::{Assigned, Cluster, Pair};
 use crate::config::Config;
 use crate::error::Error;
 use crate::leg::{Cause, Leg, NodeError, Phase};
 use crate::metrics::Metrics;
 use crate::policy::{self, PrefillFailure, Wanted};
+use crate::trace;
 
 /// When decode reports a broken transfer, how long prefill is given to say what really happened.
 const ROOT_CAUSE_WAIT: Duration = Duration::from_millis(250);
@@ -134,7 +136,7 @@ impl Relay {
                     return Err(error.into());
                 }
                 info!(%error, "a decode node runs the prompt");
-                wanted.local = Some("prefill failed (--prefill-failure local)");
+                wanted.local = Some(Bypass::PrefillFailed);
                 continue;
             }
             info!(%error, "trying other nodes");
@@ -148,8 +150,10 @@ impl Relay {
     async fn attempt(&self, job: &Job, pair: Pair) -> Result<Tokens, NodeError> {
         job.entry.placed(&pair);
         let Pair { decode, prefill, choice } = pair;
+        let failed = |phase| move |_: &NodeError| self.metrics.failed(phase);
         let (kv_address, instance) = (decode.kv_address, decode.peer.hello().instance);
-        let (mut decode, ticket) = self.reserve(job, decode, prefill.is_none()).await?;
+        let (mut decode, ticket) =
+            self.reserve(job, decode, prefill.is_none()).await.inspect_err(failed("reserve"))?;
         let mut prefill = match prefill {
             None => None,
             Some((node, coding)) => {
@@ -157,10 +161,13 @@ impl Relay {
                     || decode.error(Cause::Protocol("it registered without a KV address".into()));
                 let address = kv_address.ok_or_else(no_address)?;
                 let target = DecodeTarget { node: decode.node().id.clone(), instance, address, ticket };
-                Some(self.prefill(job, node, coding, target).await?)
+                let called = self.prefill(job, node, coding, target).await;
+                Some(called.inspect_err(failed("prefill"))?)
             }
         };
-        let (first, transfer) = self.await_first_token(&mut decode, prefill.as_mut()).await?;
+        let first = self.await_first_token(&mut decode, prefill.as_mut());
+        let first = first.instrument(info_span!(target: TARGET, "first token")).await;
+        let (first, transfer) = first.inspect_err(|error| self.metrics.failed(phase_of(error)))?;
         if let Some(prefill) = prefill {
             // The cache is there, so prefill is done but for saying so; the client need not wait for that.
             tokio::spawn(prefill.settle(self.reserve));
@@ -180,16 +187,21 @@ impl Relay {
             sampling: job.sampling.clone(),
             prompt_ids: if is_local { Vec::new() } else { job.sampling.penalized(&job.token_ids) },
             source,
+            trace: trace::context(&Span::current()),
         });
-        let mut leg = Leg::open(node, &request, self.reserve).await?;
-        match leg.recv(Phase::Reserve, self.reserve).await? {
-            FromDecode::Reserved { ticket } => {
-                debug!("reserved");
-                Ok((leg, ticket))
+        let traced = info_span!(target: TARGET, "reserve", otel.kind = "client", decode_node = %node.id);
+        let reserved = async {
+            let mut leg = Leg::open(node, &request, self.reserve).await?;
+            match leg.recv(Phase::Reserve, self.reserve).await? {
+                FromDecode::Reserved { ticket } => {
+                    debug!("reserved");
+                    Ok((leg, ticket))
+                }
+                FromDecode::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
+                other => Err(unexpected(&leg, &other)),
             }
-            FromDecode::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
-            other => Err(unexpected(&leg, &other)),
-        }
+        };
+        reserved.instrument(traced).await
     }
 
     async fn prefill(
@@ -199,14 +211,17 @@ impl Relay {
         coding: KvCoding,
         target: DecodeTarget,
     ) -> Result<Leg, NodeError> {
+        // Ends with the leg, when prefill has said that it is done.
+        let traced = info_span!(target: TARGET, "prefill", otel.kind = "client", prefill_node = %node.id);
         let request = Request::Prefill(Prefill {
             request: job.request,
             token_ids: job.token_ids.clone(),
             sampling: job.sampling.clone(),
             coding,
             target,
+            trace: trace::context(&traced),
         });
-        Leg::open(node, &request, self.reserve).await
+        Ok(Leg::open(node, &request, self.reserve).await?.within(traced))
     }
 
     /// Waits for decode's first token; a failure on either side ends the wait.
@@ -268,6 +283,19 @@ impl Names {
             (Some(prefill), Role::Decode, true) => prefill.clone(),
             _ => error.node.clone(),
         }
+    }
+}
+
+/// What a request that has its nodes was at when one of them failed it.
+fn phase_of(error: &NodeError) -> &'static str {
+    match (&error.cause, error.role) {
+        (Cause::Failed(failure), _)
+            if matches!(failure.kind, FailureKind::Transfer | FailureKind::Unreachable) =>
+        {
+            "transfer"
+        }
+        (_, Role::Prefill) => "prefill",
+        _ => "first_token",
     }
 }
 

@@ -16,6 +16,7 @@ use crate::access::{self, AccessError, Keys};
 use crate::app::{self, Access, App, TextModel};
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::load::ClusterLoad;
 use crate::metrics::Metrics;
 use crate::model::{ModelError, RouterModel};
 use crate::nodes;
@@ -109,8 +110,9 @@ pub async fn start(
     let (http, quic) = (listener.local_addr()?, endpoint.local_addr()?);
 
     let (registry, readiness) = (Registry::new(), Readiness::starting());
-    let metrics = Metrics::new(&registry);
+    let metrics = Metrics::new(&registry, &model);
     let cluster = Cluster::new(config.rules(&model), readiness.clone(), metrics.clone());
+    registry.collector(ClusterLoad { cluster: cluster.clone(), model: model.served_name.clone() });
     let relay = Relay::new(cluster.clone(), metrics.clone(), config);
     let app = Arc::new(App::new(config, &model, text, relay, metrics, shutdown.clone()));
     take_nodes(endpoint.clone(), cluster.clone(), config.silence_seconds, &shutdown);

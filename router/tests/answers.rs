@@ -165,7 +165,7 @@ async fn what_a_request_shows_is_an_input_of_the_next_ones_forecast() {
     let first = bench.answered(&long).await.kv_transfer.unwrap();
     assert_eq!((first.predicted_ms, first.bypass_reason, first.link_gbps), (None, None, Some(40.0)));
     for line in [
-        "kvferry_router_link_gbps{prefill=\"p1\",decode=\"d1\"} 40.0",
+        "kvferry_router_link_bytes_per_second{prefill=\"p1\",decode=\"d1\"} 5000000000.0",
         "kvferry_router_codec_ratio{codec=\"kvtc\",mode=\"after\",tier=\"32\"} 20.0",
         "kvferry_router_choices_total{way=\"kvtc/after\",reason=\"unmeasured\"} 1",
     ] {

@@ -13,7 +13,8 @@ pub const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(crate) fn wants_open_metrics(accept: &str) -> bool {
     let named = |range: &str| {
         let mut parts = range.split(';').map(str::trim);
-        let is_open = parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/openmetrics-text"));
+        let is_open =
+            parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/openmetrics-text"));
         is_open && !parts.any(|parameter| matches!(parameter, "q=0" | "q=0.0"))
     };
     accept.split(',').any(named)
@@ -27,7 +28,8 @@ pub(crate) fn to_prometheus(open_metrics: &str) -> String {
     for line in open_metrics.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             help = rest.split_once(' ');
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
             let (name, kind) = renamed(name, kind);
             if let Some((_, words)) = help.take() {
                 text.push_str(&format!("# HELP {name} {words}\n"));
@@ -83,7 +85,8 @@ mod tests {
             assert!(text.lines().any(|present| present == line), "no {line:?} in\n{text}");
         }
         assert!(!text.contains("# EOF") && !text.contains(" info\n"), "{text}");
-        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+        let samples =
+            |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
         let (before, after): (Vec<String>, Vec<String>) = (samples(&open), samples(&text));
         assert_eq!(before, after);
     }

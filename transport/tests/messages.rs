@@ -151,8 +151,12 @@ async fn a_prompt_of_128k_tokens_fits_a_message() {
 #[tokio::test]
 async fn a_cache_travels_as_data_between_messages() {
     let pair = pair(EndpointConfig::default()).await;
-    let begin =
-        KvStream::Begin { ticket: Ticket::random(), coding: coding(), prompt_tokens: 9, trace: Some(trace()) };
+    let begin = KvStream::Begin {
+        ticket: Ticket::random(),
+        coding: coding(),
+        prompt_tokens: 9,
+        trace: Some(trace()),
+    };
     let end = KvStream::End {
         chunks: 3,
         digest: [3; 16],
