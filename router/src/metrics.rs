@@ -259,7 +259,9 @@ impl Drop for Record {
         let cancelled = Outcome { outcome: "cancelled", status: Self::CLIENT_CLOSED_REQUEST };
         let outcome = self.ended.take().unwrap_or(cancelled);
         self.span.record("http.response.status_code", outcome.status);
-        if outcome.outcome != "ok" {
+        // OpenTelemetry asks that what is the client's fault be no error of the server's span.
+        let has_failed_midway = outcome.status == 200 && outcome.outcome != "ok";
+        if outcome.status >= 500 || has_failed_midway {
             service::trace::fail(&self.span, &outcome.outcome);
         }
         self.metrics.requests.get_or_create(&outcome).inc();
