@@ -99,7 +99,10 @@ impl Intake {
                 return refuse(stream, failure).await;
             }
         };
-        let traced = info_span!(target: TARGET, parent: &begun.pending.session.span, "receive", prefill_node = %node, codec = begun.announced.codec, wire_bytes = Empty);
+        let traced = info_span!(
+            target: TARGET, parent: &begun.pending.session.span, "receive",
+            prefill_node = %node, codec = begun.announced.codec, wire_bytes = Empty,
+        );
         trace::link(&traced, begun.trace);
         self.take(begun, stream, node).instrument(traced).await;
     }

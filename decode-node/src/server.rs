@@ -117,10 +117,7 @@ impl Server {
             }
         };
         let span = info_span!("decode", request_id = %reserve.request);
-        let traced = span.in_scope(
-            || info_span!(target: TARGET, "session", otel.kind = "server", node = %self.node, request = %reserve.request, prompt_tokens = reserve.prompt_tokens),
-        );
-        trace::adopt(&traced, reserve.trace);
+        let traced = span.in_scope(|| self.session_span(&reserve));
         let cancelled = stream.sender.stopped();
         let work = self.run(reserve, &mut stream.sender).instrument(traced.clone()).instrument(span.clone());
         let result = tokio::select! {
@@ -141,6 +138,17 @@ impl Server {
             // A node that drains closes its connections with its last task: not before the router has everything.
             drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
         }
+    }
+
+    /// The session in the request's trace.
+    fn session_span(&self, reserve: &Reserve) -> Span {
+        let span = info_span!(
+            target: TARGET, "session",
+            otel.kind = "server", node = %self.node, request = %reserve.request,
+            prompt_tokens = reserve.prompt_tokens,
+        );
+        trace::adopt(&span, reserve.trace);
+        span
     }
 
     /// The life of one request up to its last message.

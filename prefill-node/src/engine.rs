@@ -169,7 +169,10 @@ impl Machine {
         if job.wanted.strong_count() == 0 {
             return Ok(());
         }
-        let traced = info_span!(target: TARGET, parent: &job.span, "forward", prompt_tokens = job.tokens.len(), queue_ms = ms(queued));
+        let traced = info_span!(
+            target: TARGET, parent: &job.span, "forward",
+            prompt_tokens = job.tokens.len(), queue_ms = ms(queued),
+        );
         let _entered = traced.enter();
         let mut computed = Duration::ZERO;
         let mut cache = self.served.cache(job.tokens.len())?;

@@ -91,10 +91,7 @@ impl Server {
             }
         };
         let span = info_span!("prefill", request_id = %prefill.request, tokens = prefill.token_ids.len());
-        let traced = span.in_scope(
-            || info_span!(target: TARGET, "prefill", otel.kind = "server", node = %self.node, request = %prefill.request, prompt_tokens = prefill.token_ids.len(), codec = prefill.coding.codec),
-        );
-        trace::adopt(&traced, prefill.trace);
+        let traced = span.in_scope(|| self.prefill_span(&prefill));
         let cancelled = stream.sender.stopped();
         let work = self.run(prefill);
         let outcome = async {
@@ -112,6 +109,17 @@ impl Server {
             // A node that drains closes its connections with its last task: not before the router has everything.
             drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
         }
+    }
+
+    /// The prompt in the request's trace.
+    fn prefill_span(&self, prefill: &Prefill) -> Span {
+        let span = info_span!(
+            target: TARGET, "prefill",
+            otel.kind = "server", node = %self.node, request = %prefill.request,
+            prompt_tokens = prefill.token_ids.len(), codec = prefill.coding.codec,
+        );
+        trace::adopt(&span, prefill.trace);
+        span
     }
 
     async fn run(&self, prefill: Prefill) -> Result<(), Failure> {
