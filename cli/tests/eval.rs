@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 static SUBJECT: LazyLock<Subject> = LazyLock::new(|| {
     let mut subject = Subject::load(&model_dir(), None).unwrap();
-    subject.template = Some(ChatTemplate::load(&model_dir()).unwrap());
+    subject.template = ChatTemplate::load(&model_dir()).unwrap();
     subject
 });
 

@@ -138,6 +138,7 @@ impl Nodes {
             sampling: asked.sampling.clone(),
             prompt_ids,
             source,
+            trace: None,
         });
         let mut stream = ask(&self.decode, &request).await;
         match recv(&mut stream).await {
@@ -165,6 +166,7 @@ impl Nodes {
             sampling: asked.sampling.clone(),
             coding: KvCoding { codec: "raw".into(), tier: 32, mode: KvMode::Stream },
             target,
+            trace: None,
         });
         ask(&self.prefill, &request).await
     }
