@@ -53,7 +53,6 @@ async fn a_split_run_with_every_setting_equals_an_unsplit_one() {
             min_tokens: 12,
             stop_token_ids: vec![eos[0], 302],
             logprobs: Some(5),
-            ..Sampling::default()
         };
         let answer = everywhere(&nodes, &asked(24, full)).await;
         assert!(answer.tokens.len() >= 12);
