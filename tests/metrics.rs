@@ -61,7 +61,7 @@ const CLOSED: [(&str, &[&str]); 16] = [
         "way",
         &["local", "raw", "lossless", "fp8", "kvtc", "kvtc/after", "kvtc-paper", "kvtc-paper-coded-window"],
     ),
-    ("outcome", &["ok", "cancelled", "invalid_value", "delivered"]),
+    ("outcome", &["ok", "cancelled", "invalid_value", "node_busy", "delivered"]),
     ("profile", &["debug", "release"]),
     ("kind", &["node_busy"]),
 ];
@@ -73,7 +73,9 @@ const BUILD: [&str; 2] = ["version", "commit"];
 
 /// A cluster that has run prompts on one node and on two, with several codecs, and refused one.
 async fn used_cluster() -> Kit {
-    let mut kit = Kit::start_with(|options| options.prefill_nodes = 0).await;
+    let mut kit = Kit::start_with(|options| (options.prefill_nodes, options.decode_nodes) = (0, 0)).await;
+    kit.cluster.add_decode(|config| config.node.max_num_seqs = 1).await.unwrap();
+    kit.cluster.until_joined(1).await.unwrap();
     let prompt = kit.prompt(300);
     kit.complete(&prompt, 4, json!({})).await;
     kit.cluster.add_prefill(|_| {}).await.unwrap();
@@ -86,6 +88,18 @@ async fn used_cluster() -> Kit {
         400
     );
     kit
+}
+
+/// Makes the only slot of the decode node busy, and has it refuse a request.
+async fn refuse_one(kit: &Kit) {
+    let decode = kit.cluster.decode[0].registry.clone();
+    let body =
+        json!({"model": "tiny-llama", "prompt": "a", "max_tokens": 6000, "ignore_eos": true, "stream": true});
+    let stream = kit.send(&body).await;
+    assert_eq!(stream.status(), 200);
+    assert_eq!(kit.send(&body).await.status(), 429);
+    drop(stream);
+    eventually("the slot is free", || metric(&decode, "kvferry_decode_slots_held") == 0.0).await;
 }
 
 /// The pages of router, prefill and decode node.
@@ -102,10 +116,11 @@ async fn pages(kit: &Kit) -> [(&'static str, Families); 3] {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_has_help_a_base_unit_and_labels_of_few_values() {
     let kit = used_cluster().await;
+    refuse_one(&kit).await;
     let nodes: BTreeSet<_> =
         kit.cluster.prefill.iter().chain(&kit.cluster.decode).map(|node| node.id.0.clone()).collect();
     for (process, families) in pages(&kit).await {
-        assert!(families.len() > 15, "{process} has {}", families.len());
+        assert!(families.len() > 12, "{process} has {}", families.len());
         for (name, family) in &families {
             check_name(process, name, &family.kind);
             assert!(family.help.len() > 8 && family.help.ends_with('.'), "{name}: {:?}", family.help);
@@ -229,6 +244,7 @@ fn offered(pages: &[(&str, Families)]) -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn dashboard_and_alerts_ask_for_metrics_that_are_exposed() {
     let kit = used_cluster().await;
+    refuse_one(&kit).await;
     let offered = offered(&pages(&kit).await);
     let dashboard: Value = serde_json::from_str(&deployed("grafana/dashboards/kvferry.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();

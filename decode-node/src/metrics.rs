@@ -51,7 +51,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
         let family = |name, help| registry.register(name, help, Family::default());
-        Self {
+        let metrics = Self {
             sessions: registry.register("decode_sessions", "Sessions by state", Family::default()),
             sessions_ended: registry.register(
                 "decode_sessions_ended",
@@ -89,6 +89,21 @@ impl Metrics {
                 "KV streams that brought no cache, by the phase that failed",
                 Family::default(),
             ),
+        };
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    /// Series of closed sets are there before anything has happened, so that the first event is seen as a rise.
+    fn begin_at_zero(&self) {
+        for state in ["reserved", "receiving", "ready", "decoding"] {
+            drop(self.sessions.get_or_create(&InState { state }));
+        }
+        for state in ["done", "failed"] {
+            drop(self.sessions_ended.get_or_create(&InState { state }));
+        }
+        for phase in ["begin", "receive", "decode", "verify"] {
+            drop(self.kv_transfer_failures.get_or_create(&InPhase { phase }));
         }
     }
 

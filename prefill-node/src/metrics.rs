@@ -43,7 +43,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry) -> Self {
-        Self {
+        let metrics = Self {
             prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
             running: registry.gauge("prefill_prompts_running", "Prompts admitted and not yet delivered"),
             waiting: registry
@@ -67,7 +67,12 @@ impl Metrics {
                 "Caches that were not delivered, by the phase that failed",
                 Family::default(),
             ),
+        };
+        // There before anything has happened, so that the first failure is seen as a rise.
+        for phase in ["compute", "connect", "send", "accept"] {
+            drop(metrics.transfer_failures.get_or_create(&Phase { phase }));
         }
+        metrics
     }
 
     /// A delivery failed.

@@ -81,6 +81,31 @@ pub(crate) enum Bypass {
 }
 
 impl Bypass {
+    /// Every class.
+    pub(crate) const ALL: [Self; 9] = [
+        Self::LocalAlways,
+        Self::NoPrefillNode,
+        Self::PrefillFailed,
+        Self::LocalQuicker,
+        Self::LinkFast,
+        Self::NoGain,
+        Self::NoPlan,
+        Self::ShortPrompt,
+        Self::Explored,
+    ];
+
+    /// Whether the decode node may have run the prompt for it.
+    pub(crate) fn may_be_local(self) -> bool {
+        matches!(
+            self,
+            Self::LocalAlways
+                | Self::NoPrefillNode
+                | Self::PrefillFailed
+                | Self::LocalQuicker
+                | Self::Explored
+        )
+    }
+
     /// As a metric label.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -96,7 +96,7 @@ impl Metrics {
         let seconds = |name, help| registry.histogram(name, help, &SECONDS);
         let reasons = |name, help| registry.register(name, help, Family::default());
         let codecs = |name, help| registry.register(name, help, Family::default());
-        Self {
+        let metrics = Self {
             requests: registry.register(
                 "router_requests",
                 "Requests that ended, by outcome",
@@ -147,6 +147,25 @@ impl Metrics {
             prefill_queue_seconds: seconds("router_prefill_queue_seconds", "Wait for the prefill engine"),
             measured: Gauges::new(registry),
             board: Board::new(),
+        };
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    /// Series of closed sets are there before anything has happened, so that the first event is seen as a rise.
+    fn begin_at_zero(&self) {
+        for phase in ["reserve", "prefill", "transfer", "first_token", "generation"] {
+            drop(self.failures.get_or_create(&Phase { phase }));
+        }
+        for decision_type in ["prefill-decode", "decode-only"] {
+            drop(self.decisions.get_or_create(&Decision { decision_type }));
+        }
+        for bypass in Bypass::ALL {
+            let why = Why { reason: bypass.name() };
+            drop(self.bypasses.get_or_create(&why));
+            if bypass.may_be_local() {
+                drop(self.local_prefills.get_or_create(&why));
+            }
         }
     }
 
