@@ -22,8 +22,9 @@ pub const PREFIX: &str = "kvferry_";
 /// Bounds for times, in seconds: from a token's 1 ms to a long prompt's minutes.
 pub const SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-/// Bounds for compression ratios.
-pub const RATIOS: [f64; 14] = [1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0];
+/// Bounds for compression ratios; raw caches lie just below 1, since their headers count.
+pub const RATIOS: [f64; 15] =
+    [0.9, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0];
 /// Bounds for sizes, in bytes: 4 KiB to 16 GiB by fours.
 pub const BYTES: [f64; 12] = {
     let mut bounds = [4096.0; 12];
