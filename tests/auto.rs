@@ -23,7 +23,7 @@ async fn answers(gbps: f64, count: usize) -> Vec<KvTransfer> {
         transfers.push(kit.complete(&prompt, 4, json!({})).await.kv_transfer.unwrap());
     }
     let (_, metrics) = kit.get("/metrics").await;
-    for name in ["link_gbps", "prompt_token_seconds", "codec_ratio", "choices_total"] {
+    for name in ["link_bytes_per_second", "prompt_token_seconds", "codec_ratio", "choices_total"] {
         assert!(metrics.contains(&format!("kvferry_router_{name}{{")), "{name} is not in\n{metrics}");
     }
     kit.stop().await;
