@@ -50,6 +50,7 @@ const CLOSED: [(&str, &[&str]); 16] = [
             "explored",
             "local_always",
             "no_prefill_node",
+            "prefill_failed",
             "local_quicker",
             "link_fast",
             "no_gain",

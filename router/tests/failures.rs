@@ -23,8 +23,8 @@ async fn every_bad_request_is_refused_with_its_status_and_field() {
     let long = "dog ".repeat(5000);
     let cases = [
         (json!({"max_tokens": -1}), 400, "invalid_value", Some("max_tokens")),
-        (json!({"prompt": ["a"]}), 400, "unsupported_value", Some("prompt")),
-        (json!({"n": 2}), 400, "unsupported_value", Some("n")),
+        (json!({"prompt": [1, "a"]}), 400, "invalid_type", Some("prompt[1]")),
+        (json!({"suffix": "s"}), 400, "unsupported_value", Some("suffix")),
         (json!({"stop": [1]}), 400, "invalid_type", Some("stop[0]")),
         (json!({"stream_options": {}}), 400, "invalid_combination", Some("stream_options")),
         (json!({"model": "gpt-4"}), 404, "model_not_found", Some("model")),
