@@ -108,7 +108,7 @@ pub(crate) fn app(app: Arc<App>, readiness: Readiness, registry: Registry, acces
         .layer(middleware::from_fn_with_state(access.keys, access::guard));
     Router::new()
         .merge(guarded)
-        .merge(openapi::routes())
+        .merge(openapi::routes(&app.served_name))
         .merge(page::routes())
         .route("/version", get(version))
         .merge(admin::routes(readiness, registry))

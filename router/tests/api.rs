@@ -368,3 +368,31 @@ async fn browsers_may_call_from_allowed_origins() {
     assert_eq!(allowed.headers()["access-control-allow-origin"], "https://a.example");
     assert!(preflight("https://b.example").await.headers().get("access-control-allow-origin").is_none());
 }
+
+#[tokio::test]
+async fn every_described_field_is_read_and_every_described_route_is_there() {
+    let bench = Bench::new().await;
+    let description =
+        bench.client.get(bench.url("/openapi.json")).send().await.unwrap().text().await.unwrap();
+    let description: Value = serde_json::from_str(&description).unwrap();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        let wrong = bench.client.delete(bench.url(&path.replace("{model}", "tiny"))).send().await.unwrap();
+        assert_eq!(wrong.status(), 405, "{path} is there, and does not take DELETE");
+        assert!(methods.get("get").or(methods.get("post")).is_some(), "{path}");
+    }
+    for (path, schema) in [(COMPLETIONS, "CompletionRequest"), (CHAT, "ChatRequest")] {
+        let fields = description["components"]["schemas"][schema]["properties"].as_object().unwrap();
+        let good = if path == CHAT { chat(json!({"max_tokens": null})) } else { body(json!({})) };
+        for name in fields.keys() {
+            // No field takes such a value, so a field that is read at all refuses it.
+            let mut wrong = good.clone();
+            wrong[name] = json!([[{"no": "such value"}]]);
+            let response = bench.post_to(path, &wrong).await;
+            let (status, text) = (response.status(), response.text().await.unwrap());
+            assert_eq!(status, 400, "{path} {name}: {text}");
+            let param: Value = serde_json::from_str(&text).unwrap();
+            let param = param["error"]["param"].as_str().unwrap_or_default().to_owned();
+            assert!(param.starts_with(name.as_str()), "{path} {name}: {text}");
+        }
+    }
+}

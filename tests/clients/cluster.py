@@ -32,7 +32,7 @@ class Cluster:
     def __init__(self, *router_flags, scheme="http", nodes=True):
         self.folder = tempfile.TemporaryDirectory(prefix="kvferry-clients-")
         self.certs = pathlib.Path(self.folder.name) / "certs"
-        subprocess.run([PROGRAMS / "kvferry", "certs", self.certs], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([PROGRAMS / "kvferry", "certs", self.certs], check=True, capture_output=True)
         http, quic = free_port(), free_port(socket.SOCK_DGRAM)
         self.url = f"{scheme}://127.0.0.1:{http}"
         self.processes = []

@@ -10,6 +10,7 @@ import openai
 
 from cluster import ANSWER_SECONDS, MODEL, Cluster, ClusterTest
 
+
 class Keys(ClusterTest):
     @classmethod
     def setUpClass(cls):
@@ -31,6 +32,7 @@ class Keys(ClusterTest):
             self.client("wrong").completions.create(model=MODEL, prompt="a", max_tokens=1)
         self.assertEqual(raised.exception.code, "invalid_api_key")
 
+
 class Full(ClusterTest):
     flags = ("--max-num-seqs", "1")
 
@@ -47,6 +49,7 @@ class Full(ClusterTest):
         self.assertEqual(raised.exception.response.headers["retry-after"], "1")
         threading.Timer(1.5, stream.close).start()
         self.assertEqual(patient.completions.create(max_tokens=1, **fields).usage.completion_tokens, 1)
+
 
 class Tls(ClusterTest):
     @classmethod

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 
 from cluster import MODEL, ROOT, WORK, ClusterTest
@@ -18,7 +17,7 @@ class Aiperf(ClusterTest):
         command = [os.environ["AIPERF"], "profile", "--model", MODEL, "--url", self.cluster.url, "--endpoint-type", kind,
                    "--streaming", "--concurrency", "2", "--request-count", str(REQUESTS), "--warmup-request-count", "2",
                    "--synthetic-input-tokens-mean", "200", "--output-tokens-mean", "16", "--extra-inputs", "ignore_eos:true",
-                   "--tokenizer", "builtin", "--use-server-token-count", "--random-seed", "7", "--ui", "none",
+                   "--tokenizer", str(ROOT / "models" / MODEL), "--use-server-token-count", "--random-seed", "7", "--ui", "none",
                    "--artifact-dir", str(out), *flags]
         run = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, cwd=WORK)
         self.assertEqual(run.returncode, 0, run.stdout[-3000:] + run.stderr[-3000:])

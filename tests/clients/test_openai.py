@@ -47,7 +47,8 @@ class Completions(SdkTest):
         self.assertEqual(many.choices[0].text, whole.choices[0].text)
 
     def test_a_seed_gives_the_same_choices_and_choices_differ(self):
-        fields = {"temperature": 1.5, "seed": 3, "n": 3, "max_tokens": 12}
+        # With kv_codec "auto" two requests may be coded differently, which changes likelihoods a little.
+        fields = {"temperature": 1.5, "seed": 3, "n": 3, "max_tokens": 12, "extra_body": {"kv_codec": "raw"}}
         first, second = self.complete(**fields), self.complete(**fields)
         texts = [choice.text for choice in first.choices]
         self.assertEqual(texts, [choice.text for choice in second.choices])
@@ -109,7 +110,7 @@ class Chat(SdkTest):
 
     def test_the_streaming_helper_of_the_sdk_works(self):
         messages = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
-        with self.client.chat.completions.stream(model=MODEL, messages=messages, max_tokens=6) as stream:
+        with self.client.chat.completions.stream(model=MODEL, messages=messages, stop=[" "]) as stream:
             for _event in stream:
                 pass
             final = stream.get_final_completion()

@@ -153,7 +153,8 @@ mod tests {
 
     fn documents(share: f64) -> (Vec<Vec<u32>>, Tokenizer) {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny-llama");
-        let (tokenizer, template) = (Tokenizer::load(&dir).unwrap(), ChatTemplate::load(&dir).unwrap().unwrap());
+        let (tokenizer, template) =
+            (Tokenizer::load(&dir).unwrap(), ChatTemplate::load(&dir).unwrap().unwrap());
         let texts: Vec<String> = (0..80)
             .map(|i| format!("Line {i} of a text about nothing in particular.\n").repeat(40))
             .collect();

@@ -249,7 +249,8 @@ fn sets(args: &Args, subject: &mut Subject) -> anyhow::Result<Sets> {
     if let Some(path) = &args.prompts {
         sets.prompts = read_prompts(path, limit)?;
         if sets.prompts.iter().any(|row| matches!(row.input, Input::Chat(_))) {
-            let template = ChatTemplate::load(&args.model)?.context("the prompts have messages, and this model has no chat template")?;
+            let template = ChatTemplate::load(&args.model)?
+                .context("the prompts have messages, and this model has no chat template")?;
             subject.template = Some(template);
         }
     }
