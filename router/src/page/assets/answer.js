@@ -7,62 +7,71 @@ import { bytes, count, facts, h, millis, put, speed } from "./dom.js";
 const LEAST_MS = 50;
 
 /** An answer's place in the page. */
-export function answerView(title) {
-  const heading = h("h3", {}, title);
-  const state = h("span", { class: "state" }, "waiting for the first token");
-  const text = h("div", { class: "text", "aria-live": "polite", "aria-busy": "true" });
-  const list = h("dl", { class: "facts" });
-  const element = h("article", { class: "card answer" }, h("div", { class: "line" }, heading, state), text, list);
-  const [phases, sizes] = [phaseBar(), byteBars()];
-  const started = performance.now();
-  let first = null;
-  let last = null;
+export class AnswerView {
+  constructor(title) {
+    this.heading = h("h3", {}, title);
+    this.state = h("span", { class: "state" }, "waiting for the first token");
+    this.body = h("div", { class: "text", "aria-live": "polite", "aria-busy": "true" });
+    this.list = h("dl", { class: "facts" });
+    const head = h("div", { class: "line" }, this.heading, this.state);
+    this.element = h("article", { class: "card answer" }, head, this.body, this.list);
+    this.started = performance.now();
+    /** When the first and the last piece came. */
+    [this.first, this.last] = [null, null];
+  }
 
-  // Tokens that have come all at once say nothing of a speed.
-  const speedOf = (tokens) => (last - first >= LEAST_MS ? `${((tokens - 1) / ((last - first) / 1000)).toFixed(1)} tokens/s` : null);
+  get text() {
+    return this.body.textContent;
+  }
 
-  return {
-    element,
-    heading,
-    get text() {
-      return text.textContent;
-    },
-    append(piece) {
-      last = performance.now();
-      if (first === null) {
-        first = last;
-        put(state, "streaming");
-        list.replaceChildren(...facts([["First token", millis(first - started)]]));
-      }
-      text.append(piece);
-    },
-    end({ usage, transfer, reason }) {
-      text.setAttribute("aria-busy", "false");
-      put(state, reason === "stop" ? "done" : reason === "length" ? "done, at max tokens" : "done");
-      list.replaceChildren(...facts([
-        ["First token", millis(transfer?.ttft_ms ?? first - started)],
-        ["Then", usage && speedOf(usage.completion_tokens)],
-        ["Prompt", usage && `${count(usage.prompt_tokens)} tokens`],
-        ["Answer", usage && `${count(usage.completion_tokens)} tokens`],
-        ["Cache", transfer && cacheWords(transfer)],
-        ["Link", transfer?.link_gbps && speed(transfer.link_gbps)],
-      ]));
-      if (!transfer) return;
-      phases.show(transfer);
-      sizes.show(transfer);
-      element.append(phases.element, sizes.element);
-      if (transfer.bypass_reason) element.append(h("p", { class: "hint" }, transfer.bypass_reason));
-    },
-    stop() {
-      text.setAttribute("aria-busy", "false");
-      put(state, "stopped");
-    },
-    fail(message) {
-      text.setAttribute("aria-busy", "false");
-      put(state, "failed");
-      element.append(h("p", { class: "error", role: "alert" }, message));
-    },
-  };
+  append(piece) {
+    this.last = performance.now();
+    if (this.first === null) {
+      this.first = this.last;
+      put(this.state, "streaming");
+      this.list.replaceChildren(...facts([["First token", millis(this.first - this.started)]]));
+    }
+    this.body.append(piece);
+  }
+
+  /** Everything has come, and what the router says of it. */
+  end({ usage, transfer, reason }) {
+    this.over(reason === "length" ? "done, at max tokens" : "done");
+    this.list.replaceChildren(...facts([
+      ["First token", millis(transfer?.ttft_ms ?? this.first - this.started)],
+      ["Then", usage && this.speed(usage.completion_tokens)],
+      ["Prompt", usage && `${count(usage.prompt_tokens)} tokens`],
+      ["Answer", usage && `${count(usage.completion_tokens)} tokens`],
+      ["Cache", transfer && cacheWords(transfer)],
+      ["Link", transfer?.link_gbps && speed(transfer.link_gbps)],
+    ]));
+    if (!transfer) return;
+    const [phases, sizes] = [phaseBar(), byteBars()];
+    phases.show(transfer);
+    sizes.show(transfer);
+    this.element.append(phases.element, sizes.element);
+    if (transfer.bypass_reason) this.element.append(h("p", { class: "hint" }, transfer.bypass_reason));
+  }
+
+  stop() {
+    this.over("stopped");
+  }
+
+  fail(message) {
+    this.over("failed");
+    this.element.append(h("p", { class: "error", role: "alert" }, message));
+  }
+
+  over(state) {
+    this.body.setAttribute("aria-busy", "false");
+    put(this.state, state);
+  }
+
+  /** Tokens that have come all at once say nothing of a speed. */
+  speed(tokens) {
+    const took = this.last - this.first;
+    return took >= LEAST_MS ? `${((tokens - 1) / (took / 1000)).toFixed(1)} tokens/s` : null;
+  }
 }
 
 /** How the cache came. */

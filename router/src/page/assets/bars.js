@@ -74,11 +74,6 @@ export function byteBars() {
       const sizes = `${bytes(transfer.raw_bytes)} → ${bytes(transfer.wire_bytes)}`;
       put(words, isLocal ? "nothing sent" : `${sizes} · ${ratio(transfer.ratio)}`);
     },
-    clear() {
-      measure(raw, "bytes", 0);
-      measure(wire, "bytes", 0);
-      put(words, "");
-    },
   };
 }
 

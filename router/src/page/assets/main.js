@@ -3,8 +3,8 @@
 import { Board } from "./board.js";
 import { put } from "./dom.js";
 import { codecsView, nodesView } from "./nodes.js";
-import { playground } from "./playground.js";
-import { requestsView } from "./requests.js";
+import { Playground } from "./playground.js";
+import { RequestsView } from "./requests.js";
 import { totalsView } from "./totals.js";
 
 /** Between two looks at requests that run: their times grow though nothing is heard of them. */
@@ -13,7 +13,8 @@ const CLOCK_MS = 250;
 const get = (id) => document.getElementById(id);
 const FEED = { connecting: "connecting", live: "live", lost: "reconnecting", locked: "needs a key" };
 
-const showRequests = requestsView(get("requests"), get("legend"));
+const requests = new RequestsView(get("requests"), get("legend"));
+const showRequests = (board) => requests.show(board);
 const views = [totalsView(get("totals")), nodesView(get("nodes")), codecsView(get("codecs")), showRequests, showFeed];
 const board = new Board((changed) => views.forEach((show) => show(changed)));
 
@@ -30,7 +31,7 @@ function tick() {
 }
 
 if (/Mac|iPhone|iPad/.test(navigator.userAgent)) put(document.querySelector("#send kbd"), "⌘ ↵");
-playground(() => board.model);
+new Playground(() => board.model);
 views.forEach((show) => show(board));
 setInterval(tick, CLOCK_MS);
 board.follow();

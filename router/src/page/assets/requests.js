@@ -9,46 +9,46 @@ import { count, facts, h, measure, millis, put, speed } from "./dom.js";
 const STEP = 25;
 const STATES = { placing: "placing", prefill: "prefill", decode: "decoding", done: "done", cancelled: "cancelled", failed: "failed" };
 
-function rowView(request) {
-  const [codec, tokens, first, state, time] = ["b", "span", "span", "span", "span"].map((tag) => h(tag));
-  const [phases, sizes] = [phaseBar(), byteBars()];
-  const details = h("dl", { class: "facts" });
-  const element = h("li", {}, h("details", {},
-    h("summary", {},
-      h("div", { class: "who" }, codec, tokens),
-      h("div", { class: "when" }, phases.element, first),
-      sizes.element,
-      h("div", { class: "what" }, state, time)),
-    details));
-  codec.className = "badge";
-  tokens.className = first.className = time.className = "words";
-  state.className = "state";
-  element.dataset.number = request.number;
-  let drawn = null;
-  return {
-    element,
-    show(request, now) {
-      const elapsed = (request.ended ?? now) - request.arrived;
-      if (request.kv_transfer === null) {
-        phases.wait(Math.max(0, elapsed));
-        put(first, request.ended === null ? `${millis(elapsed)} so far` : "no token");
-        sizes.clear();
-      }
-      put(time, request.ended === null ? millis(Math.max(0, elapsed)) : `in ${millis(elapsed)}`);
-      put(tokens, `${count(request.prompt_tokens)} in, ${count(request.tokens)} of ${count(request.max_tokens)} out`);
-      if (request === drawn) return;
-      drawn = request;
-      element.dataset.state = request.state;
-      put(state, request.state === "failed" ? request.outcome : STATES[request.state]);
-      put(codec, codecWords(request));
-      details.replaceChildren(...detailsOf(request));
-      if (request.kv_transfer !== null) {
-        phases.show(request.kv_transfer);
-        sizes.show(request.kv_transfer);
-        put(first, `first token ${millis(request.kv_transfer.ttft_ms)}`);
-      }
-    },
-  };
+class RowView {
+  constructor(request) {
+    [this.codec, this.tokens, this.first, this.state, this.time] =
+      ["badge", "words", "words", "state", "words"].map((name) => h("span", { class: name }));
+    [this.phases, this.sizes] = [phaseBar(), byteBars()];
+    this.details = h("dl", { class: "facts" });
+    this.element = h("li", { "data-number": request.number }, h("details", {},
+      h("summary", {},
+        h("div", { class: "who" }, this.codec, this.tokens),
+        h("div", { class: "when" }, this.phases.element, this.first),
+        this.sizes.element,
+        h("div", { class: "what" }, this.state, this.time)),
+      this.details));
+    this.drawn = null;
+  }
+
+  show(request, now) {
+    const isRunning = request.ended === null;
+    const elapsed = Math.max(0, (request.ended ?? now) - request.arrived);
+    put(this.time, isRunning ? millis(elapsed) : `in ${millis(elapsed)}`);
+    put(this.tokens, `${count(request.prompt_tokens)} in, ${count(request.tokens)} of ${count(request.max_tokens)} out`);
+    if (request.kv_transfer === null) {
+      this.phases.wait(elapsed);
+      put(this.first, isRunning ? `${millis(elapsed)} so far` : "no token");
+    }
+    // The rest changes only with the object.
+    if (request !== this.drawn) this.draw(request);
+  }
+
+  draw(request) {
+    this.drawn = request;
+    this.element.dataset.state = request.state;
+    put(this.state, request.state === "failed" ? request.outcome : STATES[request.state]);
+    put(this.codec, codecWords(request));
+    this.details.replaceChildren(...detailsOf(request));
+    if (request.kv_transfer === null) return;
+    this.phases.show(request.kv_transfer);
+    this.sizes.show(request.kv_transfer);
+    put(this.first, `first token ${millis(request.kv_transfer.ttft_ms)}`);
+  }
 }
 
 function codecWords({ codec, tier, decode_node }) {
@@ -83,48 +83,58 @@ function msScale(lengths) {
   return Math.max(1, Math.min(sorted.at(-1), 2.5 * most));
 }
 
-/** Shows the requests in an element. */
-export function requestsView(root, legendRoot) {
-  const views = new Map();
-  const list = h("ol", { class: "requests" });
-  const empty = h("p", { class: "empty" }, "No request yet. Send one from the playground, or with curl:",
-    h("code", {}, `curl ${location.origin}/v1/completions -d '{"model": "…", "prompt": "…", "kv_transfer": true}'`));
-  const more = h("button", { type: "button", class: "quiet" });
-  let limit = STEP;
-  let last = null;
-  root.append(empty, list, more);
-  legendRoot.append(legend());
+/** Sets what the bars of all rows are relative to. */
+function scaleRows(list, shown, now) {
+  const reports = shown.map((request) => request.kv_transfer).filter(Boolean);
+  const waiting = shown.filter((r) => r.kv_transfer === null && r.ended === null).map((r) => now - r.arrived);
+  measure(list, "ms-scale", msScale([...reports.map(span), ...waiting]));
+  measure(list, "byte-scale", Math.max(1, ...reports.map((t) => Math.max(t.raw_bytes, t.wire_bytes))));
+}
 
-  const show = (board) => {
-    last = board;
-    const all = [...board.requests.values()].sort((a, b) => b.number - a.number);
-    const shown = all.slice(0, limit);
-    const numbers = new Set(shown.map((request) => request.number));
-    for (const [number, view] of views) {
-      if (!numbers.has(number)) {
-        view.element.remove();
-        views.delete(number);
-      }
-    }
-    const now = board.now();
-    shown.forEach((request, place) => {
-      if (!views.has(request.number)) views.set(request.number, rowView(request));
-      const view = views.get(request.number);
-      view.show(request, now);
-      if (list.children[place] !== view.element) list.insertBefore(view.element, list.children[place] ?? null);
+export class RequestsView {
+  /** Shows the requests in one element and what their colours mean in another. */
+  constructor(root, legendRoot) {
+    this.views = new Map();
+    this.list = h("ol", { class: "requests" });
+    this.empty = h("p", { class: "empty" }, "No request yet. Send one from the playground, or with curl:",
+      h("code", {}, `curl ${location.origin}/v1/completions -d '{"model": "…", "prompt": "…", "kv_transfer": true}'`));
+    this.more = h("button", { type: "button", class: "quiet" });
+    this.legend = legendRoot;
+    this.limit = STEP;
+    root.append(this.empty, this.list, this.more);
+    legendRoot.append(legend());
+    this.more.addEventListener("click", () => {
+      this.limit += STEP;
+      this.show(this.board);
     });
-    const reports = shown.map((request) => request.kv_transfer).filter(Boolean);
-    const waiting = shown.filter((r) => r.kv_transfer === null && r.ended === null).map((r) => now - r.arrived);
-    measure(list, "ms-scale", msScale([...reports.map(span), ...waiting]));
-    measure(list, "byte-scale", Math.max(1, ...reports.map((t) => Math.max(t.raw_bytes, t.wire_bytes))));
-    empty.hidden = all.length > 0;
-    legendRoot.hidden = all.length === 0;
-    more.hidden = all.length <= limit;
-    put(more, `Show older (${count(all.length - shown.length)})`);
-  };
-  more.addEventListener("click", () => {
-    limit += STEP;
-    show(last);
-  });
-  return show;
+  }
+
+  show(board) {
+    this.board = board;
+    const all = [...board.requests.values()].sort((a, b) => b.number - a.number);
+    const shown = all.slice(0, this.limit);
+    this.dropAllBut(new Set(shown.map((request) => request.number)));
+    shown.forEach((request, place) => this.place(request, place, board.now()));
+    scaleRows(this.list, shown, board.now());
+    this.empty.hidden = all.length > 0;
+    this.legend.hidden = all.length === 0;
+    this.more.hidden = all.length <= this.limit;
+    put(this.more, `Show older (${count(all.length - shown.length)})`);
+  }
+
+  place(request, place, now) {
+    if (!this.views.has(request.number)) this.views.set(request.number, new RowView(request));
+    const view = this.views.get(request.number);
+    view.show(request, now);
+    const there = this.list.children[place];
+    if (there !== view.element) this.list.insertBefore(view.element, there ?? null);
+  }
+
+  dropAllBut(numbers) {
+    for (const [number, view] of this.views) {
+      if (numbers.has(number)) continue;
+      view.element.remove();
+      this.views.delete(number);
+    }
+  }
 }
