@@ -105,7 +105,6 @@ impl Relay {
     /// Runs a request up to its first token, on other nodes where the first ones cannot.
     pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
         let prompt_tokens = prompt_tokens(job);
-        job.entry.admitted(job.request, prompt_tokens, job.max_tokens);
         let mut wanted = Wanted {
             prompt_tokens,
             max_tokens: job.max_tokens,

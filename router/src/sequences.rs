@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::api::Ask;
 use crate::app::App;
+use crate::board::Sizes;
 use crate::error::Error;
 use crate::generation::{Generation, Limits, Piece, Text};
 use crate::metrics::Record;
@@ -75,10 +76,11 @@ impl Sequences {
         let sampling = sampling(&ask.sampling, ask.logprobs);
         let (total, n) = (ask.sequences(), ask.n as usize);
         let mut waiting = VecDeque::with_capacity(total);
-        let mut prompt_tokens = 0u32;
+        let (mut prompt_tokens, mut max_tokens) = (0u32, 0u32);
         for (prompt_index, prompt) in ask.prompts.into_iter().enumerate() {
             let tokens = u32::try_from(prompt.token_ids.len()).unwrap_or(u32::MAX);
             prompt_tokens = prompt_tokens.saturating_add(tokens);
+            max_tokens = max_tokens.saturating_add(prompt.max_tokens.saturating_mul(ask.n));
             for nth in 0..n {
                 let index = prompt_index * n + nth;
                 let job = Job {
@@ -106,6 +108,8 @@ impl Sequences {
                 });
             }
         }
+        let sizes = Sizes { sequences: total, prompt_tokens, max_tokens };
+        record.entry().admitted(id, sizes);
         Self {
             waiting,
             running: FuturesUnordered::new(),

@@ -195,6 +195,28 @@ async fn a_retried_request_shows_the_nodes_that_did_it() {
 }
 
 #[tokio::test]
+async fn a_request_with_several_sequences_is_one_line() {
+    let bench = Bench::new().await;
+    let _nodes = bench.pair(story()).await;
+    let id = "7d444840-9dc0-11d1-b245-5ffdce74fad3";
+    let two = body(json!({"n": 2, "max_tokens": 64}));
+    let request = bench.client.post(bench.url("/v1/completions")).header("x-request-id", id);
+    assert_eq!(request.body(two.to_string()).send().await.unwrap().status(), 200);
+    let board = shows(&bench, |board| board["requests"][0]["state"] == "done").await;
+    let request = &board["requests"][0];
+    assert_eq!((request["id"].clone(), request["sequences"].clone()), (json!(id), json!(2)));
+    assert_eq!(
+        (request["max_tokens"].clone(), request["tokens"].clone()),
+        (json!(128), json!(2 * ids(TEXT).len()))
+    );
+    assert_eq!(board["requests"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (board["totals"]["requests"].clone(), board["totals"]["raw_bytes"].clone()),
+        (json!(1), json!(640_000))
+    );
+}
+
+#[tokio::test]
 async fn the_page_and_its_files_come_from_the_router_alone() {
     let bench = Bench::new().await;
     let get = async |path: &str| bench.client.get(bench.url(path)).send().await.unwrap();

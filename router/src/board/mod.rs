@@ -24,7 +24,7 @@ use crate::cluster::Pair;
 
 pub(crate) use feed::{Feed, events, show};
 use ring::Ring;
-pub(crate) use view::{LinkView, NodeView};
+pub(crate) use view::{LinkView, NodeView, Sizes};
 use view::{Read, RequestView, State};
 
 /// The board; clones share it.
@@ -103,11 +103,11 @@ impl Clock {
 
 impl Entry {
     /// The request is good and looks for nodes: from now on it is shown.
-    pub(crate) fn admitted(&self, id: RequestId, prompt_tokens: u32, max_tokens: u32) {
+    pub(crate) fn admitted(&self, id: RequestId, sizes: Sizes) {
         let EntryLine { board, arrived, number, tokens, .. } = &*self.line;
         let arrived = board.shared.clock.unix_ms(*arrived);
         number.get_or_init(|| {
-            let view = RequestView::new(id, arrived, prompt_tokens, max_tokens);
+            let view = RequestView::new(id, arrived, sizes);
             board.ring().admit(view, Arc::clone(tokens))
         });
     }
@@ -116,7 +116,10 @@ impl Entry {
     pub(crate) fn placed(&self, pair: &Pair) {
         self.change(|view| {
             let (node, coding) = pair.prefill.as_ref().map(|(node, coding)| (node, coding)).unzip();
-            view.state = State::Prefill;
+            // Of several sequences one may have begun already.
+            if view.kv_transfer.is_none() {
+                view.state = State::Prefill;
+            }
             view.attempts += 1;
             view.prefill_node = node.map(|node| node.id.0.clone());
             view.decode_node = Some(pair.decode.id.0.clone());
@@ -126,7 +129,7 @@ impl Entry {
         });
     }
 
-    /// The cache is in place and the first token there. Of a request with several generations, the first one is shown;
+    /// The cache is in place and the first token there. Of a request with several sequences, the first one is shown;
     /// all count in the totals.
     pub(crate) fn first_token(&self, transfer: &KvTransfer) {
         let mut ring = self.line.board.ring();

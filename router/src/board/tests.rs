@@ -6,7 +6,7 @@ use transport::ids::RequestId;
 
 use super::ring::MAX_ROWS;
 use super::view::State;
-use super::{Board, Entry, Read};
+use super::{Board, Entry, Read, Sizes};
 
 fn transfer(codec: &str, ttft_ms: f64) -> KvTransfer {
     KvTransfer {
@@ -36,7 +36,7 @@ fn transfer(codec: &str, ttft_ms: f64) -> KvTransfer {
 
 fn admitted(board: &Board) -> Entry {
     let entry = board.begin();
-    entry.admitted(RequestId::random(), 100, 16);
+    entry.admitted(RequestId::random(), Sizes { sequences: 1, prompt_tokens: 100, max_tokens: 16 });
     entry
 }
 

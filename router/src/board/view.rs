@@ -25,6 +25,17 @@ pub(crate) enum State {
     Failed,
 }
 
+/// How much a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// One for each prompt and `n`.
+    pub(crate) sequences: usize,
+    /// Of all prompts.
+    pub(crate) prompt_tokens: u32,
+    /// Of all sequences.
+    pub(crate) max_tokens: u32,
+}
+
 /// A request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct RequestView {
@@ -36,11 +47,12 @@ pub(crate) struct RequestView {
     pub(crate) outcome: Option<&'static str>,
     pub(crate) arrived: u64,
     pub(crate) ended: Option<u64>,
+    pub(crate) sequences: usize,
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
     /// Generated so far.
     pub(crate) tokens: u32,
-    /// Pairs of nodes tried.
+    /// Pairs of nodes tried, by all sequences.
     pub(crate) attempts: u32,
     pub(crate) prefill_node: Option<String>,
     pub(crate) decode_node: Option<String>,
@@ -128,7 +140,8 @@ pub(crate) struct Read {
 }
 
 impl RequestView {
-    pub(crate) fn new(id: RequestId, arrived: u64, prompt_tokens: u32, max_tokens: u32) -> Self {
+    pub(crate) fn new(id: RequestId, arrived: u64, sizes: Sizes) -> Self {
+        let Sizes { sequences, prompt_tokens, max_tokens } = sizes;
         Self {
             number: 0,
             id: id.to_string(),
@@ -136,6 +149,7 @@ impl RequestView {
             outcome: None,
             arrived,
             ended: None,
+            sequences,
             prompt_tokens,
             max_tokens,
             tokens: 0,
