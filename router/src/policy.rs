@@ -148,12 +148,7 @@ pub(crate) fn place(
 ) -> Result<(Placement, Choice), Unplaceable> {
     let needed = wanted.prompt_tokens.saturating_add(wanted.max_tokens);
     let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
-    let must_be_local = wanted.local.or(match rules.local_prefill {
-        LocalPrefill::Always => Some(Bypass::LocalAlways),
-        LocalPrefill::Auto => candidates.prefill.is_empty().then_some(Bypass::NoPrefillNode),
-        LocalPrefill::Never => None,
-    });
-    if let Some(why) = must_be_local {
+    if let Some(why) = wanted.local.or_else(|| must_be_local(candidates, rules)) {
         let decode = least_loaded(decode, turn.number).ok_or(Unplaceable::NoDecode)?;
         return Ok((Placement::Local { decode: decode.node.clone() }, Choice::local(why)));
     }
@@ -176,6 +171,15 @@ pub(crate) fn place(
         }
     };
     Ok((placement, choice))
+}
+
+/// Why a decode node has to run the prompt, whatever the request asks for.
+fn must_be_local(candidates: &Candidates, rules: &Rules) -> Option<Bypass> {
+    match rules.local_prefill {
+        LocalPrefill::Always => Some(Bypass::LocalAlways),
+        LocalPrefill::Auto => candidates.prefill.is_empty().then_some(Bypass::NoPrefillNode),
+        LocalPrefill::Never => None,
+    }
 }
 
 fn long_enough(nodes: &[Candidate], needed: u32, none: Unplaceable) -> Result<Vec<&Candidate>, Unplaceable> {
