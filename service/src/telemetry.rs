@@ -79,7 +79,10 @@ fn lines<W>(
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = filter.and(filter_fn(|metadata| !is_for_traces(metadata)));
+    let level = filter.max_level_hint().unwrap_or(LevelFilter::TRACE);
+    // Without the hint, every line that QUIC would log for a packet would be made and only then dropped.
+    let is_for_lines = filter_fn(|metadata| !is_for_traces(metadata)).with_max_level_hint(level);
+    let filter = filter.and(is_for_lines);
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
         LogFormat::Text => lines.with_ansi(colours).with_filter(filter).boxed(),
@@ -104,7 +107,7 @@ where
         .with_location(false)
         .with_target(false)
         .with_level(true)
-        .with_filter(filter_fn(is_wanted))
+        .with_filter(filter_fn(is_wanted).with_max_level_hint(level))
         .boxed()
 }
 
@@ -115,6 +118,8 @@ fn is_for_traces(metadata: &Metadata<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+
+    use opentelemetry::trace::TracerProvider;
 
     use super::*;
 
@@ -164,6 +169,16 @@ mod tests {
     fn spans_for_traces_are_not_in_the_lines_and_do_not_hide_those_around_them() {
         let logged = logged(LogFormat::Text);
         assert!(logged.contains("request{request_id=7}") && !logged.contains("unseen"), "{logged}");
+    }
+
+    #[test]
+    fn what_no_layer_wants_is_not_even_made() {
+        let lines = || lines(LogFormat::Text, filter("info,transport=debug").unwrap(), io::sink, false);
+        let level = |subscriber: &dyn Subscriber| subscriber.max_level_hint();
+        assert_eq!(level(&tracing_subscriber::registry().with(lines())), Some(LevelFilter::DEBUG));
+        let tracer = opentelemetry_sdk::trace::SdkTracerProvider::builder().build().tracer("test");
+        let spans = spans(tracer, Some(LevelFilter::WARN));
+        assert_eq!(level(&tracing_subscriber::registry().with(spans)), Some(LevelFilter::INFO));
     }
 
     #[test]
