@@ -4,6 +4,9 @@
 //! [`Sender`] resets its direction (QUIC would otherwise end it as if all had been said), an unfinished
 //! [`Receiver`] asks the peer to stop. So a request that fails anywhere ends everywhere, by `Drop` alone.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -268,6 +271,11 @@ impl Receiver {
         self.closed = true;
     }
 
+    /// When bytes were last read from the stream; before the first ones, when it was opened.
+    pub fn last_read(&self) -> Instant {
+        self.clock.last_read
+    }
+
     /// Every byte read from the stream, frame headers included.
     pub fn bytes_read(&self) -> u64 {
         self.read
@@ -299,15 +307,20 @@ impl Receiver {
     }
 
     async fn read_some(&mut self) -> Result<(), RecvError> {
+        poll_fn(|context| self.poll_some(context)).await.map_err(recv_error)
+    }
+
+    /// The pieces are there for one poll: as part of a future they would be a kilobyte of every stream that waits.
+    fn poll_some(&mut self, context: &mut Context<'_>) -> Poll<Result<(), quinn::ReadError>> {
         let mut pieces = [const { Bytes::new() }; READ_BATCH];
-        let count = self.stream.read_chunks(&mut pieces).await.map_err(recv_error)?;
+        let count = ready!(pin!(self.stream.read_chunks(&mut pieces)).poll(context))?;
         self.clock.last_read = Instant::now();
         self.ended = count.is_none();
         for piece in pieces.into_iter().take(count.unwrap_or(0)) {
             self.read += piece.len() as u64;
             self.decoder.push(piece);
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 }
 
