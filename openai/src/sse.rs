@@ -6,6 +6,9 @@ use serde::Serialize;
 /// The event that ends a stream that went well.
 pub const DONE: &str = "data: [DONE]\n\n";
 
+/// Room for one token's event, which then is written without growing.
+const TYPICAL_BYTES: usize = 256;
+
 /// Longest line that a [`Decoder`] accepts, in bytes.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 
@@ -14,7 +17,11 @@ pub const MAX_LINE_BYTES: usize = 1 << 20;
 /// # Errors
 /// If the value cannot be written as JSON, which no type of this crate causes.
 pub fn encode(value: &impl Serialize) -> Result<String, serde_json::Error> {
-    Ok(format!("data: {}\n\n", serde_json::to_string(value)?))
+    let mut event = Vec::with_capacity(TYPICAL_BYTES);
+    event.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut event, value)?;
+    event.extend_from_slice(b"\n\n");
+    Ok(String::from_utf8(event).expect("JSON is UTF-8; this is a bug"))
 }
 
 /// What a stream carries.

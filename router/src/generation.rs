@@ -22,6 +22,8 @@ pub(crate) struct Generation {
     first_token: Option<Drawn>,
     text: Text,
     limits: Limits,
+    /// When the last token, or the end, was read from the node.
+    read: Instant,
     generated: u32,
     has_spoken: bool,
     /// Of tokens whose text is not out yet.
@@ -85,7 +87,7 @@ impl Generation {
     pub(crate) fn new(tokens: Tokens, limits: Limits, text: Text, metrics: Metrics) -> Self {
         let ttft = limits.arrived.elapsed();
         let transfer = report(&tokens, ttft.as_secs_f64() * 1e3);
-        let bypass = tokens.choice.bypass;
+        let (bypass, read) = (tokens.choice.bypass, tokens.read_at());
         let course = metrics.first_token(limits.arrived, limits.prompt_tokens, &transfer, bypass);
         tokens.entry.first_token(&transfer);
         Self {
@@ -94,6 +96,7 @@ impl Generation {
             tokens: Some(tokens),
             text,
             limits,
+            read,
             generated: 0,
             has_spoken: false,
             logprobs: Vec::new(),
@@ -129,6 +132,11 @@ impl Generation {
         }
     }
 
+    /// When what the last piece was made of was read from the node.
+    pub(crate) fn read_at(&self) -> Instant {
+        self.read
+    }
+
     /// What the cache cost.
     pub(crate) fn transfer(&self) -> &KvTransfer {
         &self.transfer
@@ -155,6 +163,7 @@ impl Generation {
         }
         let tokens = self.tokens.as_mut().expect("nothing is asked after the end; this is a bug");
         let step = tokens.next().await?;
+        self.read = tokens.read_at();
         if matches!(step, Step::Token(_)) && self.generated == self.limits.max_tokens {
             let reason = format!("more than the {} tokens asked for", self.limits.max_tokens);
             return Err(tokens.protocol_error(reason));

@@ -1,7 +1,7 @@
 //! One request stream to one node: messages with deadlines, errors that name the node. A request has one leg, or two
 //! when it is split; a dropped leg cancels its part of the request on the node.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tracing::Span;
@@ -96,6 +96,11 @@ impl Leg {
     ) -> Result<M, NodeError> {
         let received = self.stream.receiver.recv_message(deadline).await;
         received.map_err(|error| self.error(recv_cause(error, phase)))
+    }
+
+    /// When the node's last message was read.
+    pub(crate) fn read_at(&self) -> Instant {
+        self.stream.receiver.last_read()
     }
 
     /// Tells the node that the request is over and went well.

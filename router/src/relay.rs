@@ -56,6 +56,8 @@ pub(crate) struct Job {
     pub(crate) pins: Pins,
     /// Its line on the board.
     pub(crate) entry: Entry,
+    /// When the request arrived, of the sequence that begins at once.
+    pub(crate) arrived: Option<std::time::Instant>,
 }
 
 /// A generation whose first token is there. Dropped, it is cancelled on the nodes.
@@ -122,7 +124,7 @@ impl Relay {
                 Err(unplaceable) => return Err(last_error.map_or_else(|| unplaceable.into(), Error::Node)),
             };
             let names = Names::of(&pair);
-            let error = match self.attempt(job, pair).await {
+            let error = match self.attempt(job, pair, avoided.is_empty() && wanted.local.is_none()).await {
                 Ok(tokens) => return Ok(tokens),
                 Err(error) => error,
             };
@@ -146,12 +148,12 @@ impl Relay {
     }
 
     /// One attempt on one pair. Whatever fails, both legs are dropped, and that cancels both sides.
-    async fn attempt(&self, job: &Job, pair: Pair) -> Result<Tokens, NodeError> {
+    async fn attempt(&self, job: &Job, pair: Pair, is_first: bool) -> Result<Tokens, NodeError> {
         job.entry.placed(&pair);
         let Pair { decode, prefill, choice } = pair;
         let failed = |phase| move |_: &NodeError| self.metrics.failed(phase);
         let (kv_address, instance) = (decode.kv_address, decode.peer.hello().instance);
-        let (mut decode, ticket) =
+        let Reserved { leg: mut decode, ticket, waited } =
             self.reserve(job, decode, prefill.is_none()).await.inspect_err(failed("reserve"))?;
         let mut prefill = match prefill {
             None => None,
@@ -161,7 +163,9 @@ impl Relay {
                 let address = kv_address.ok_or_else(no_address)?;
                 let target = DecodeTarget { node: decode.node().id.clone(), instance, address, ticket };
                 let called = self.prefill(job, node, coding, target).await;
-                Some(called.inspect_err(failed("prefill"))?)
+                let called = called.inspect_err(failed("prefill"))?;
+                self.metrics.dispatched(job.arrived.filter(|_| is_first), waited);
+                Some(called)
             }
         };
         let first = self.await_first_token(&mut decode, prefill.as_mut());
@@ -176,7 +180,7 @@ impl Relay {
         Ok(Tokens { first, transfer, choice, entry, decode, deadline })
     }
 
-    async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<(Leg, Ticket), NodeError> {
+    async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<Reserved, NodeError> {
         let source =
             if is_local { KvSource::Local { token_ids: job.token_ids.clone() } } else { KvSource::Remote };
         let request = Request::Reserve(Reserve {
@@ -191,10 +195,11 @@ impl Relay {
         let traced = info_span!(target: TARGET, "reserve", otel.kind = "client", decode_node = %node.id);
         let reserved = async {
             let mut leg = Leg::open(node, &request, self.reserve).await?;
+            let asked = Instant::now();
             match leg.recv(Phase::Reserve, self.reserve).await? {
                 FromDecode::Reserved { ticket } => {
                     debug!("reserved");
-                    Ok((leg, ticket))
+                    Ok(Reserved { leg, ticket, waited: asked.elapsed() })
                 }
                 FromDecode::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
                 other => Err(unexpected(&leg, &other)),
@@ -257,6 +262,14 @@ impl Relay {
             };
         }
     }
+}
+
+/// A slot that is held.
+struct Reserved {
+    leg: Leg,
+    ticket: Ticket,
+    /// How long the node was waited for.
+    waited: Duration,
 }
 
 /// The two nodes of an attempt.
@@ -345,6 +358,11 @@ impl Tokens {
             FromDecode::Fail(failure) => Err(self.decode.error(Cause::Failed(failure))),
             other => Err(unexpected(&self.decode, &other)),
         }
+    }
+
+    /// When the last of it was read from the node.
+    pub(crate) fn read_at(&self) -> std::time::Instant {
+        self.decode.read_at()
     }
 
     /// An error for a node that says what cannot be.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -32,10 +33,13 @@ pub(crate) struct Item {
     pub(crate) index: usize,
     pub(crate) prompt_tokens: u32,
     pub(crate) piece: Piece,
+    /// When what it was made of was read from the node.
+    pub(crate) read: Instant,
 }
 
 /// All sequences of a request.
 pub(crate) struct Sequences {
+    /// Not begun yet, or about to go on.
     waiting: VecDeque<Sequence>,
     running: FuturesUnordered<Stepping>,
     /// Tokens of each sequence up to now.
@@ -46,9 +50,15 @@ pub(crate) struct Sequences {
     permit: OwnedSemaphorePermit,
 }
 
+type Stepping = Pin<Box<dyn Future<Output = Result<Stepped, Error>> + Send>>;
+
 /// A sequence and what it has just given.
-type Stepped = Result<(Sequence, Piece), Error>;
-type Stepping = Pin<Box<dyn Future<Output = Stepped> + Send>>;
+struct Stepped {
+    index: usize,
+    prompt_tokens: u32,
+    generation: Box<Generation>,
+    piece: Piece,
+}
 
 struct Sequence {
     index: usize,
@@ -92,6 +102,8 @@ impl Sequences {
                     kv: ask.kv,
                     pins: ask.pins.clone(),
                     entry: record.entry(),
+                    // Later ones may have waited for earlier ones, which is not the router's doing.
+                    arrived: (index == 0).then(|| record.arrived()),
                 };
                 let limits = Limits {
                     arrived: record.arrived(),
@@ -120,22 +132,31 @@ impl Sequences {
         }
     }
 
-    /// The next piece of whichever sequence has one; none when all have ended. After an error nothing may be asked.
+    /// The next piece of whichever sequence has one; none when all have ended. After an error, or after a call that was
+    /// dropped half-way, nothing may be asked.
     pub(crate) async fn next(&mut self) -> Result<Option<Item>, Error> {
+        let Some(stepped) = self.step().await else { return Ok(None) };
+        let Stepped { index, prompt_tokens, generation, piece } = stepped?;
+        self.generated[index] = piece.generated;
+        let read = generation.read_at();
+        if piece.end.is_some() {
+            self.transfers.add(index, generation.transfer());
+        } else {
+            self.waiting.push_front(Sequence { index, prompt_tokens, state: State::Running(generation) });
+        }
+        Ok(Some(Item { index, prompt_tokens, piece, read }))
+    }
+
+    async fn step(&mut self) -> Option<Result<Stepped, Error>> {
+        if self.len() == 1 {
+            // Nearly all requests: no box and no queue for every token.
+            return Some(self.waiting.pop_front()?.step().await);
+        }
         while self.running.len() < AT_ONCE.min(self.permit.num_permits()) {
             let Some(sequence) = self.waiting.pop_front() else { break };
-            self.running.push(sequence.step());
+            self.running.push(Box::pin(sequence.step()));
         }
-        let Some(stepped) = self.running.next().await else { return Ok(None) };
-        let (sequence, piece) = stepped?;
-        let (index, prompt_tokens) = (sequence.index, sequence.prompt_tokens);
-        self.generated[index] = piece.generated;
-        match (piece.end, &sequence.state) {
-            (None, _) => self.running.push(sequence.step()),
-            (Some(_), State::Running(generation)) => self.transfers.add(index, generation.transfer()),
-            (Some(_), State::Waiting(_)) => {}
-        }
-        Ok(Some(Item { index, prompt_tokens, piece }))
+        self.running.next().await
     }
 
     /// Whether all have ended.
@@ -171,16 +192,15 @@ impl fmt::Debug for Sequences {
 
 impl Sequence {
     /// Begins where that is still to be done, and gives the next piece.
-    fn step(self) -> Stepping {
-        Box::pin(async move {
-            let Self { index, prompt_tokens, state } = self;
-            let mut generation = match state {
-                State::Running(generation) => generation,
-                State::Waiting(start) => start.begin().await?,
-            };
-            let piece = generation.next().await?;
-            Ok((Self { index, prompt_tokens, state: State::Running(generation) }, piece))
-        })
+    async fn step(self) -> Result<Stepped, Error> {
+        let Self { index, prompt_tokens, state } = self;
+        let mut generation = match state {
+            State::Running(generation) => generation,
+            // Large, and needed once: in a box it is no part of what waits for tokens.
+            State::Waiting(start) => Box::pin(start.begin()).await?,
+        };
+        let piece = generation.next().await?;
+        Ok(Stepped { index, prompt_tokens, generation, piece })
     }
 }
 

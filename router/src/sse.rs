@@ -2,13 +2,15 @@
 //! the first event an error can only be an event itself, and no `[DONE]` follows it.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use openai::sse;
+use prometheus_client::metrics::histogram::Histogram;
 use service::Shutdown;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,21 +21,38 @@ use crate::api::Answer;
 /// Events that may wait for a client to read them; beyond it the generation waits.
 const QUEUED_EVENTS: usize = 32;
 
-type Sink = mpsc::Sender<Result<Bytes, Infallible>>;
+type Sink = mpsc::Sender<Sent>;
+
+/// Events on their way to the client's connection.
+struct Sent {
+    bytes: Bytes,
+    /// When the token was read from its node; none of an error.
+    read: Option<Instant>,
+}
 
 /// The client does not take what it is sent.
 struct ClientGone;
 
 /// Starts the stream. It goes on in a task, which the shutdown waits for and which ends when the body is dropped.
-pub(crate) fn respond(answer: Answer, shutdown: &Shutdown, client_deadline: Duration) -> Response {
+pub(crate) fn respond(
+    answer: Answer,
+    shutdown: &Shutdown,
+    client_deadline: Duration,
+    token_seconds: Histogram,
+) -> Response {
     let (sink, events) = mpsc::channel(QUEUED_EVENTS);
-    shutdown.spawn(run(answer, sink, client_deadline).in_current_span());
-    response(events)
+    // In a box, since every future around it would set aside room for it twice.
+    let run = Box::pin(run(answer, sink, client_deadline));
+    shutdown.spawn(run.in_current_span());
+    response(ReceiverStream::new(events).map(move |Sent { bytes, read }| {
+        read.into_iter().for_each(|read| token_seconds.observe(read.elapsed().as_secs_f64()));
+        Ok(bytes)
+    }))
 }
 
 /// The answer whose body is these events.
-pub(crate) fn response(events: mpsc::Receiver<Result<Bytes, Infallible>>) -> Response {
-    let mut response = Response::new(Body::from_stream(ReceiverStream::new(events)));
+pub(crate) fn response(events: impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static) -> Response {
+    let mut response = Response::new(Body::from_stream(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -58,6 +77,7 @@ async fn events(answer: &mut Answer, sink: &Sink, deadline: Duration) -> Result<
     loop {
         match answer.next().await {
             Ok(Some(item)) => {
+                let read = item.read;
                 let is_last = item.piece.end.is_some() && answer.sequences.is_over();
                 let mut event = answer.frame.chunk(item);
                 if is_last {
@@ -65,7 +85,7 @@ async fn events(answer: &mut Answer, sink: &Sink, deadline: Duration) -> Result<
                     event += &answer.frame.usage(&answer.sequences);
                     event += sse::DONE;
                 }
-                send(sink, event, deadline).await?;
+                send(sink, event, Some(read), deadline).await?;
                 if is_last {
                     return Ok(());
                 }
@@ -74,12 +94,18 @@ async fn events(answer: &mut Answer, sink: &Sink, deadline: Duration) -> Result<
             Ok(None) => return Ok(()),
             Err(error) => {
                 answer.failed(&error);
-                return send(sink, answer.frame.error(&error), deadline).await;
+                return send(sink, answer.frame.error(&error), None, deadline).await;
             }
         }
     }
 }
 
-async fn send(sink: &Sink, events: String, deadline: Duration) -> Result<(), ClientGone> {
-    sink.send_timeout(Ok(events.into()), deadline).await.map_err(|_unsent| ClientGone)
+async fn send(
+    sink: &Sink,
+    events: String,
+    read: Option<Instant>,
+    deadline: Duration,
+) -> Result<(), ClientGone> {
+    let sent = Sent { bytes: events.into(), read };
+    sink.send_timeout(sent, deadline).await.map_err(|_unsent| ClientGone)
 }

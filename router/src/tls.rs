@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -64,10 +65,12 @@ pub(crate) async fn serve(
         ended.await;
         stop.shutdown();
     });
-    let app = app.into_make_service();
+    let (server, app) = (axum_server::from_tcp(listener)?.handle(handle), app.into_make_service());
+    // Without delay: a token is a small packet, and the next one must not wait for its acknowledgement.
+    let at_once = NoDelayAcceptor::new();
     let served = match tls {
-        Some(tls) => axum_server::from_tcp_rustls(listener, tls)?.handle(handle).serve(app).await,
-        None => axum_server::from_tcp(listener)?.handle(handle).serve(app).await,
+        Some(tls) => server.acceptor(RustlsAcceptor::new(tls).acceptor(at_once)).serve(app).await,
+        None => server.acceptor(at_once).serve(app).await,
     };
     watch.abort();
     served

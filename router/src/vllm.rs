@@ -1,6 +1,7 @@
 //! What is counted under names that vLLM coined, with its labels and bounds, so that its dashboards, endpoint pickers and
 //! benchmark tools read this router as they read vLLM. One [`Course`] per generation, from its first token to its end.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -70,8 +71,8 @@ impl EncodeLabelValue for Source {
     }
 }
 
-/// The metrics; clones share them.
-#[derive(Debug, Clone)]
+/// The metrics.
+#[derive(Debug)]
 pub(crate) struct Vllm {
     model: Model,
     first_token: Histogram,
@@ -152,7 +153,12 @@ impl Vllm {
     }
 
     /// A request has its first token.
-    pub(crate) fn begin(&self, arrived: Instant, prompt_tokens: u32, transfer: &KvTransfer) -> Course {
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        arrived: Instant,
+        prompt_tokens: u32,
+        transfer: &KvTransfer,
+    ) -> Course {
         let now = Instant::now();
         self.first_token.observe(now.duration_since(arrived).as_secs_f64());
         self.prompt_tokens.inc_by(prompt_tokens.into());
@@ -162,7 +168,7 @@ impl Vllm {
         };
         self.sources.get_or_create(&self.model.of(source)).inc_by(prompt_tokens.into());
         Course {
-            vllm: self.clone(),
+            vllm: Arc::clone(self),
             arrived,
             first_token: now,
             last_token: now,
@@ -185,7 +191,7 @@ impl Model {
 /// A generation in the books. Dropped without an end, it was aborted: the client has left.
 #[derive(Debug)]
 pub(crate) struct Course {
-    vllm: Vllm,
+    vllm: Arc<Vllm>,
     arrived: Instant,
     first_token: Instant,
     last_token: Instant,

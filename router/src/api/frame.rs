@@ -86,16 +86,21 @@ impl Frame {
     }
 
     /// The event for one piece; its `usage` is that of its own sequence.
-    pub(crate) fn chunk(&mut self, Item { index, prompt_tokens, piece }: Item) -> String {
+    pub(crate) fn chunk(&mut self, Item { index, prompt_tokens, piece, .. }: Item) -> String {
         let usage = self.continuous_usage.then(|| Usage::new(prompt_tokens, piece.generated));
         let sent = &mut self.sent[index];
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let Piece { text, logprobs, end, .. } = piece;
-        match &self.shape {
+        // The object that all chunks share is filled anew each time, so that nothing of it is copied for a token.
+        match &mut self.shape {
             Shape::Completion(frame) => {
                 let logprobs = self.wants_logprobs.then(|| Logprobs::of(logprobs, &mut sent.offset));
-                let choices = vec![Choice { index, text, logprobs, finish_reason: end }];
-                event(&Completion { choices, usage, ..frame.clone() })
+                frame.choices.push(Choice { index, text, logprobs, finish_reason: end });
+                frame.usage = usage;
+                let event = event(frame);
+                frame.choices.clear();
+                frame.usage = None;
+                event
             }
             Shape::Chat(frame) => {
                 let role = (!std::mem::replace(&mut sent.role, true)).then(|| ASSISTANT.to_owned());
@@ -106,7 +111,12 @@ impl Frame {
                     logprobs: self.wants_logprobs.then(|| logprobs.into()),
                     finish_reason: end,
                 };
-                event(&ChatCompletion { choices: vec![choice], usage, ..frame.clone() })
+                frame.choices.push(choice);
+                frame.usage = usage;
+                let event = event(frame);
+                frame.choices.clear();
+                frame.usage = None;
+                event
             }
         }
     }

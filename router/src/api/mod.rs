@@ -81,7 +81,12 @@ async fn create(
         Ok((stream, frame, sequences, first)) => {
             let answer = Answer::new(sequences, first, frame, record);
             if stream {
-                return sse::respond(answer, &app.shutdown, app.client_deadline);
+                return sse::respond(
+                    answer,
+                    &app.shutdown,
+                    app.client_deadline,
+                    app.metrics.token_seconds.clone(),
+                );
             }
             tokio::select! {
                 response = answer.whole() => response,

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::app::App;
 use crate::board::Board;
@@ -129,7 +130,7 @@ pub(crate) async fn events(State(app): State<Arc<App>>) -> Result<Response, Erro
             () = draining => {}
         }
     });
-    Ok(sse::response(events))
+    Ok(sse::response(ReceiverStream::new(events)))
 }
 
 /// Tells one listener everything and then the news, until it has not read for `deadline`.
