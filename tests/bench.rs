@@ -1,4 +1,4 @@
-//! `kvferry bench cluster` against a running cluster, and what it leaves behind.
+//! `kvferry bench`: against a running cluster, and what it leaves behind there; end to end; the router alone.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use cluster_tests::Kit;
@@ -82,4 +82,32 @@ async fn end_to_end_is_measured_beside_what_the_link_allows() {
     // 4.3 MB at 0.02 Gb/s are 1.7 s, which a shaped link keeps to.
     assert!((0.5..1.2).contains(&of("raw_share_of_link")), "{figures}");
     assert!(of("ttft_raw_ms") > of("modelled_wire_raw_ms") * 0.9 && of("gain") > 1.5, "{figures}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_router_is_measured_between_stub_nodes_and_clients() {
+    let mut bench = tokio::process::Command::new(binary("kvferry"));
+    bench.env("KVFERRY_MODEL", cluster_tests::kit::model_dir());
+    bench.args(["bench", "router", "--streams", "10", "--seconds", "1", "--stream-tokens", "10", "--json"]);
+    let output = bench.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |name: &str| figures[name].as_f64().unwrap_or_else(|| panic!("no {name} in {figures}"));
+    // 10 streams of 20 tokens a second, each of them about half a second long.
+    assert!((100.0..300.0).contains(&of("tokens_per_second")), "{figures}");
+    assert!((10.0..30.0).contains(&of("requests")), "{figures}");
+    for name in ["request_to_prefill", "first_token_to_event", "token_to_event"] {
+        let [p50, p90, p99, max] =
+            ["p50", "p90", "p99", "max"].map(|suffix| of(&format!("{name}_{suffix}_us")));
+        assert!(0.0 < p50 && p50 <= p90 && p90 <= p99 && p99 <= max, "{name}: {figures}");
+    }
+    let parts = of("request_to_reserve_p50_us") + of("reserved_to_prefill_p50_us");
+    assert!(parts < of("request_to_prefill_max_us") * 1.01, "{figures}");
+    // What the router sees of a token and of a request is a part of what its clients see.
+    assert!(of("inside_token_to_event_p50_us") < of("token_to_event_p50_us"), "{figures}");
+    assert!(of("inside_request_to_prefill_p50_us") < of("request_to_prefill_p50_us"), "{figures}");
+    // Nagle's algorithm would hold a first token back until the client acknowledges the answer's head, after 40 ms.
+    assert!(of("first_token_to_event_p50_us") < 30_000.0, "{figures}");
+    assert!(of("resident_kib_with_idle_streams") > of("resident_kib_before_streams"), "{figures}");
+    assert!(of("cpu_seconds_per_1000_tokens") > 0.0 && of("kib_per_idle_stream") > 0.0, "{figures}");
 }

@@ -8,6 +8,7 @@ mod cuda;
 mod e2e;
 mod links;
 mod model;
+mod router;
 mod stages;
 pub(crate) mod timing;
 
@@ -80,6 +81,8 @@ enum What {
     E2e(e2e::E2eArgs),
     /// Raw against coded through a running cluster, at several link speeds.
     Cluster(cluster::ClusterArgs),
+    /// What the router adds to a request and to a token, and its memory per stream, between stub nodes and many clients.
+    Router(router::RouterArgs),
 }
 
 /// Runs a benchmark and prints its figures.
@@ -95,12 +98,13 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         What::Codec { tier, .. } => codec::codec(args, *tier)?,
         What::Stages { tier, plan } => stages::stages(args, *tier, plan.as_deref())?,
         What::E2e(what) => e2e::e2e(args, *what).await?,
+        What::Router(what) => router::router(args, what).await?,
         What::Cluster(what) => return cluster::cluster(args, what).await,
     };
     if args.json {
         return line(serde_json::to_string(&figures)?);
     }
-    figures.iter().try_for_each(|(name, value)| line(format!("{name:>28}  {value}")))
+    figures.iter().try_for_each(|(name, value)| line(format!("{name:>32}  {value}")))
 }
 
 #[cfg(feature = "cuda")]
@@ -117,7 +121,7 @@ fn measure_on_gpu(args: &Args) -> anyhow::Result<timing::Figures> {
         What::Prefill => cuda::prefill(&subject),
         What::Decode { batch } => cuda::decode(&subject, *batch),
         What::Codec { tier, chunk } => cuda::codec(&subject, *tier, *chunk),
-        What::Stages { .. } | What::E2e(_) | What::Cluster(_) => {
+        What::Stages { .. } | What::E2e(_) | What::Cluster(_) | What::Router(_) => {
             bail!("there is no such measurement on a GPU")
         }
     }
