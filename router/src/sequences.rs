@@ -15,7 +15,7 @@ use transport::ids::RequestId;
 use transport::message::Sampling;
 use uuid::Uuid;
 
-use crate::api::Ask;
+use crate::api::{Ask, TokenPrompt};
 use crate::app::App;
 use crate::board::Sizes;
 use crate::error::Error;
@@ -86,40 +86,20 @@ impl Sequences {
         let sampling = sampling(&ask.sampling, ask.logprobs);
         let (total, n) = (ask.sequences(), ask.n as usize);
         let mut waiting = VecDeque::with_capacity(total);
-        let (mut prompt_tokens, mut max_tokens) = (0u32, 0u32);
-        for (prompt_index, prompt) in ask.prompts.into_iter().enumerate() {
-            let tokens = u32::try_from(prompt.token_ids.len()).unwrap_or(u32::MAX);
-            prompt_tokens = prompt_tokens.saturating_add(tokens);
-            max_tokens = max_tokens.saturating_add(prompt.max_tokens.saturating_mul(ask.n));
-            for nth in 0..n {
-                let index = prompt_index * n + nth;
-                let job = Job {
-                    // Nodes know sequences by ids of their own; one alone has the request's.
-                    request: if total == 1 { id } else { RequestId::random() },
-                    token_ids: prompt.token_ids.clone(),
-                    max_tokens: prompt.max_tokens,
-                    sampling: Sampling { seed: sampling.seed.wrapping_add(nth as u64), ..sampling.clone() },
-                    kv: ask.kv,
-                    pins: ask.pins.clone(),
-                    entry: record.entry(),
-                    // Later ones may have waited for earlier ones, which is not the router's doing.
-                    arrived: (index == 0).then(|| record.arrived()),
-                };
-                let limits = Limits {
-                    arrived: record.arrived(),
-                    prompt_tokens: tokens,
-                    max_tokens: prompt.max_tokens,
-                    min_tokens: ask.sampling.min_tokens,
-                };
-                let text = Text::new(&app.tokenizer, prompt.echo.clone(), ask.sampling.stop.clone());
-                let start = Start { app: Arc::clone(app), job, limits, text };
-                waiting.push_back(Sequence {
-                    index,
-                    prompt_tokens: tokens,
-                    state: State::Waiting(Box::new(start)),
-                });
-            }
+        for index in 0..total {
+            let prompt = &ask.prompts[index / n];
+            let seed = sampling.seed.wrapping_add((index % n) as u64);
+            // Nodes know sequences by ids of their own; one alone has the request's.
+            let request = if total == 1 { id } else { RequestId::random() };
+            let draws = Sampling { seed, ..sampling.clone() };
+            let start = Box::new(Start::new(app, &ask, prompt, (request, draws), record, index == 0));
+            let prompt_tokens = start.limits.prompt_tokens;
+            waiting.push_back(Sequence { index, prompt_tokens, state: State::Waiting(start) });
         }
+        let (prompt_tokens, max_tokens) = ask.prompts.iter().fold((0u32, 0u32), |(tokens, most), prompt| {
+            let more = prompt.max_tokens.saturating_mul(ask.n);
+            (tokens.saturating_add(prompt.tokens()), most.saturating_add(more))
+        });
         let sizes = Sizes { sequences: total, prompt_tokens, max_tokens };
         record.entry().admitted(id, sizes);
         Self {
@@ -205,6 +185,35 @@ impl Sequence {
 }
 
 impl Start {
+    fn new(
+        app: &Arc<App>,
+        ask: &Ask,
+        prompt: &TokenPrompt,
+        (request, sampling): (RequestId, Sampling),
+        record: &Record,
+        is_first: bool,
+    ) -> Self {
+        let job = Job {
+            request,
+            token_ids: prompt.token_ids.clone(),
+            max_tokens: prompt.max_tokens,
+            sampling,
+            kv: ask.kv,
+            pins: ask.pins.clone(),
+            entry: record.entry(),
+            // Later ones may have waited for earlier ones, which is not the router's doing.
+            arrived: is_first.then(|| record.arrived()),
+        };
+        let limits = Limits {
+            arrived: record.arrived(),
+            prompt_tokens: prompt.tokens(),
+            max_tokens: prompt.max_tokens,
+            min_tokens: ask.sampling.min_tokens,
+        };
+        let text = Text::new(&app.tokenizer, prompt.echo.clone(), ask.sampling.stop.clone());
+        Self { app: Arc::clone(app), job, limits, text }
+    }
+
     async fn begin(self) -> Result<Box<Generation>, Error> {
         let tokens = self.app.relay.begin(&self.job).await?;
         let metrics = self.app.metrics.clone();

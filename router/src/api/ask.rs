@@ -42,6 +42,13 @@ pub(crate) struct Pins {
     pub(crate) session: Option<String>,
 }
 
+impl TokenPrompt {
+    /// Its length.
+    pub(crate) fn tokens(&self) -> u32 {
+        u32::try_from(self.token_ids.len()).unwrap_or(u32::MAX)
+    }
+}
+
 impl Ask {
     /// Sequences over all prompts.
     pub(crate) fn sequences(&self) -> usize {

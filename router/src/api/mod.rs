@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use transport::ids::RequestId;
 
 pub(crate) use answer::Answer;
-pub(crate) use ask::{Ask, Pins};
+pub(crate) use ask::{Ask, Pins, TokenPrompt};
 pub(crate) use frame::Frame;
 
 use crate::app::App;
