@@ -41,7 +41,7 @@ pub enum Error {
     },
     /// The device's memory is used up.
     #[error(
-        "out of device memory: {what} needs {bytes} bytes, {free} are free; take fewer sessions or tokens (--kv-capacity-tokens)"
+        "out of device memory: {what}: {bytes} bytes are needed, {free} are free; end what else uses the device, or take fewer sessions or tokens (--kv-capacity-tokens)"
     )]
     OutOfMemory {
         /// What was to be held.
