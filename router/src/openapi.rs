@@ -1,4 +1,4 @@
-//! The description of the API at `/openapi.json`, and a page at `/docs` that shows it to people.
+//! The description of the API at `/openapi.json`.
 
 use std::sync::Arc;
 
@@ -7,58 +7,43 @@ use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-
-use serde_json::{Value, json};
+use serde_json::Value;
 use service::build::BUILD;
 
 use crate::app::App;
 
 const DESCRIPTION: &str = include_str!("openapi.json");
-const PAGE: &str = include_str!("docs.html");
-/// The page runs its own script and fetches nothing from elsewhere.
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-/// Requests in it name a model by one of these schemas.
-const REQUESTS: [&str; 2] = ["CompletionRequest", "ChatRequest"];
+/// What stands in it for what only this router knows.
+const SERVED_MODEL: &str = "\"SERVED_MODEL\"";
+const VERSION: &str = "\"VERSION\"";
 
 pub(crate) fn routes(served_name: &str) -> Router<Arc<App>> {
     let description = description(served_name);
     let answer = async move || -> Response {
         ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], description).into_response()
     };
-    Router::new().route("/openapi.json", get(answer)).route("/docs", get(page))
+    Router::new().route("/openapi.json", get(answer))
 }
 
-/// The description with what only this router knows: its version, and the one model that can be named.
+/// The description with this router's version, and the one model that requests can name.
 fn description(served_name: &str) -> Bytes {
-    let mut whole: Value = serde_json::from_str(DESCRIPTION).expect("a test reads it; this is a bug");
-    whole["info"]["version"] = BUILD.version.into();
-    for request in REQUESTS {
-        whole["components"]["schemas"][request]["properties"]["model"]["enum"] = json!([served_name]);
-    }
-    whole.to_string().into()
-}
-
-async fn page() -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
-    (headers, PAGE).into_response()
+    let quoted = |text: &str| Value::from(text).to_string();
+    DESCRIPTION.replace(SERVED_MODEL, &quoted(served_name)).replace(VERSION, &quoted(BUILD.version)).into()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn requests_name_the_served_model() {
-        let whole: Value = serde_json::from_slice(&description("a/b")).unwrap();
-        for request in REQUESTS {
+    fn it_names_the_served_model_and_the_version() {
+        let whole: Value = serde_json::from_slice(&description("a/\"b\"")).unwrap();
+        assert_eq!(whole["info"]["version"], BUILD.version);
+        for request in ["CompletionRequest", "ChatRequest"] {
             let schema = &whole["components"]["schemas"][request];
-            assert_eq!(schema["properties"]["model"]["enum"], json!(["a/b"]), "{request}");
+            assert_eq!(schema["properties"]["model"]["enum"], json!(["a/\"b\""]), "{request}");
             assert!(schema["required"].as_array().unwrap().contains(&json!("model")), "{request}");
         }
     }

@@ -217,10 +217,16 @@ async fn a_request_with_several_sequences_is_one_line() {
 }
 
 #[tokio::test]
-async fn the_page_and_its_files_come_from_the_router_alone() {
+async fn the_pages_and_their_files_come_from_the_router_alone() {
     let bench = Bench::new().await;
+    for path in ["/", "/docs"] {
+        comes_from_the_router_alone(&bench, path).await;
+    }
+}
+
+async fn comes_from_the_router_alone(bench: &Bench, path: &str) {
     let get = async |path: &str| bench.client.get(bench.url(path)).send().await.unwrap();
-    let page = get("/").await;
+    let page = get(path).await;
     let header = |name: &str| page.headers()[name].to_str().unwrap().to_owned();
     assert_eq!((page.status().as_u16(), header("content-type").as_str()), (200, "text/html; charset=utf-8"));
     assert_eq!(header("x-content-type-options"), "nosniff");
@@ -238,8 +244,8 @@ async fn the_page_and_its_files_come_from_the_router_alone() {
             "{file}"
         );
     }
-    let again = bench.client.get(bench.url("/")).header("if-none-match", &tag).send().await.unwrap();
+    let again = bench.client.get(bench.url(path)).header("if-none-match", &tag).send().await.unwrap();
     assert_eq!((again.status().as_u16(), again.headers()["etag"].to_str().unwrap()), (304, tag.as_str()));
     assert_eq!(again.text().await.unwrap(), "");
-    assert_eq!(bench.client.post(bench.url("/")).send().await.unwrap().status(), 405);
+    assert_eq!(bench.client.post(bench.url(path)).send().await.unwrap().status(), 405);
 }

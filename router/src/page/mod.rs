@@ -1,4 +1,4 @@
-//! The page at `/`: a playground for the API and the board as it changes. Its files are part of the program; nothing
+//! The page at `/`: a playground for the API and the board as it changes; and the API's description for people at `/docs`. Their files are part of the program; nothing
 //! comes from elsewhere, and the browser is told to load nothing from elsewhere.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,7 +16,7 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const PICTURE: &str = "image/svg+xml";
 
-/// A file of the page.
+/// A file of the pages.
 #[derive(Debug)]
 struct Asset {
     path: &'static str,
@@ -33,11 +33,14 @@ macro_rules! asset {
 
 static ASSETS: &[Asset] = &[
     Asset { path: "/", kind: HTML, text: include_str!("assets/index.html") },
+    Asset { path: "/docs", kind: HTML, text: include_str!("assets/docs.html") },
     asset!("icon.svg", PICTURE),
     asset!("base.css", STYLE),
     asset!("page.css", STYLE),
+    asset!("docs.css", STYLE),
     asset!("theme.js", SCRIPT),
     asset!("main.js", SCRIPT),
+    asset!("docs.js", SCRIPT),
     asset!("dom.js", SCRIPT),
     asset!("bars.js", SCRIPT),
     asset!("api.js", SCRIPT),
