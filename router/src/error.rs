@@ -178,6 +178,12 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
+        (&self).into_response()
+    }
+}
+
+impl IntoResponse for &Error {
+    fn into_response(self) -> Response {
         let Face { status, retry, .. } = self.face();
         let mut response = (status, Json(self.body())).into_response();
         if status == StatusCode::UNAUTHORIZED {

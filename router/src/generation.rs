@@ -137,6 +137,11 @@ impl Generation {
         self.read
     }
 
+    /// Length of the prompt.
+    pub(crate) fn prompt_tokens(&self) -> u32 {
+        self.limits.prompt_tokens
+    }
+
     /// What the cache cost.
     pub(crate) fn transfer(&self) -> &KvTransfer {
         &self.transfer

@@ -11,7 +11,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`Config`], [`RouterModel`] | what it is told |
-//! | `app`, `access`, `tls`, `openapi` | HTTP: routes, who may call them, over what, their description |
+//! | `app`, `access`, `listener`, `openapi` | HTTP: routes, who may call them, over what, their description |
 //! | `api`, `sse` | what each route takes and answers |
 //! | `sequences`, `transfers` | all that one request generates; its report |
 //! | `relay`, `leg`, `generation` | one sequence: on the cluster, on one node, as text |
@@ -39,6 +39,7 @@ mod generation;
 mod latency;
 mod leg;
 mod line;
+mod listener;
 mod load;
 mod measured;
 mod metrics;
@@ -51,7 +52,6 @@ mod relay;
 mod sequences;
 mod sse;
 mod start;
-mod tls;
 mod trace;
 mod transfers;
 mod vllm;

@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use openai::request::{MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS};
 use openai::{KvTransfer, SamplingOptions, Usage};
 use tokio::sync::OwnedSemaphorePermit;
 use transport::ids::RequestId;
-use transport::message::Sampling;
+use transport::message::{self, Sampling};
 use uuid::Uuid;
 
 use crate::api::{Ask, TokenPrompt};
@@ -23,9 +24,6 @@ use crate::generation::{Generation, Limits, Piece, Text};
 use crate::metrics::Record;
 use crate::relay::Job;
 use crate::transfers::Transfers;
-
-/// Sequences of one request that run at once; the others wait for these.
-pub(crate) const AT_ONCE: usize = 16;
 
 /// The next piece of one sequence.
 #[derive(Debug)]
@@ -46,7 +44,7 @@ pub(crate) struct Sequences {
     generated: Vec<u32>,
     prompt_tokens: u32,
     transfers: Transfers,
-    /// The request's places among those that are served at once.
+    /// The request's places among those that are served at once; so many sequences run side by side.
     permit: OwnedSemaphorePermit,
 }
 
@@ -55,14 +53,12 @@ type Stepping = Pin<Box<dyn Future<Output = Result<Stepped, Error>> + Send>>;
 /// A sequence and what it has just given.
 struct Stepped {
     index: usize,
-    prompt_tokens: u32,
     generation: Box<Generation>,
     piece: Piece,
 }
 
 struct Sequence {
     index: usize,
-    prompt_tokens: u32,
     state: State,
 }
 
@@ -92,9 +88,8 @@ impl Sequences {
             // Nodes know sequences by ids of their own; one alone has the request's.
             let request = if total == 1 { id } else { RequestId::random() };
             let draws = Sampling { seed, ..sampling.clone() };
-            let start = Box::new(Start::new(app, &ask, prompt, (request, draws), record, index == 0));
-            let prompt_tokens = start.limits.prompt_tokens;
-            waiting.push_back(Sequence { index, prompt_tokens, state: State::Waiting(start) });
+            let start = Start::new(app, &ask, prompt, (request, draws), record, index == 0);
+            waiting.push_back(Sequence { index, state: State::Waiting(Box::new(start)) });
         }
         let (prompt_tokens, max_tokens) = ask.prompts.iter().fold((0u32, 0u32), |(tokens, most), prompt| {
             let more = prompt.max_tokens.saturating_mul(ask.n);
@@ -116,13 +111,13 @@ impl Sequences {
     /// dropped half-way, nothing may be asked.
     pub(crate) async fn next(&mut self) -> Result<Option<Item>, Error> {
         let Some(stepped) = self.step().await else { return Ok(None) };
-        let Stepped { index, prompt_tokens, generation, piece } = stepped?;
+        let Stepped { index, generation, piece } = stepped?;
         self.generated[index] = piece.generated;
-        let read = generation.read_at();
+        let (prompt_tokens, read) = (generation.prompt_tokens(), generation.read_at());
         if piece.end.is_some() {
             self.transfers.add(index, generation.transfer());
         } else {
-            self.waiting.push_front(Sequence { index, prompt_tokens, state: State::Running(generation) });
+            self.waiting.push_front(Sequence { index, state: State::Running(generation) });
         }
         Ok(Some(Item { index, prompt_tokens, piece, read }))
     }
@@ -132,7 +127,7 @@ impl Sequences {
             // Nearly all requests: no box and no queue for every token.
             return Some(self.waiting.pop_front()?.step().await);
         }
-        while self.running.len() < AT_ONCE.min(self.permit.num_permits()) {
+        while self.running.len() < self.permit.num_permits() {
             let Some(sequence) = self.waiting.pop_front() else { break };
             self.running.push(Box::pin(sequence.step()));
         }
@@ -173,14 +168,14 @@ impl fmt::Debug for Sequences {
 impl Sequence {
     /// Begins where that is still to be done, and gives the next piece.
     async fn step(self) -> Result<Stepped, Error> {
-        let Self { index, prompt_tokens, state } = self;
+        let Self { index, state } = self;
         let mut generation = match state {
             State::Running(generation) => generation,
             // Large, and needed once: in a box it is no part of what waits for tokens.
             State::Waiting(start) => Box::pin(start.begin()).await?,
         };
         let piece = generation.next().await?;
-        Ok(Stepped { index, prompt_tokens, generation, piece })
+        Ok(Stepped { index, generation, piece })
     }
 }
 
@@ -220,6 +215,13 @@ impl Start {
         Ok(Box::new(Generation::new(tokens, self.limits, self.text, metrics)))
     }
 }
+
+/// What the API takes, nodes take.
+const _: () = assert!(
+    MAX_LOGPROBS <= message::MAX_LOGPROBS
+        && MAX_LOGIT_BIAS <= message::MAX_LOGIT_BIAS
+        && MAX_STOP_TOKEN_IDS <= message::MAX_STOP_TOKEN_IDS
+);
 
 /// The API's settings as nodes take them.
 fn sampling(options: &SamplingOptions, logprobs: Option<u8>) -> Sampling {

@@ -1,6 +1,6 @@
 //! Brings the router up and takes it down, in its own process or inside another.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::access::{self, AccessError, Keys};
 use crate::app::{self, Access, App, TextModel};
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::listener::{self, TlsError};
 use crate::load::ClusterLoad;
 use crate::metrics::Metrics;
 use crate::model::{ModelError, RouterModel};
 use crate::nodes;
 use crate::relay::Relay;
-use crate::tls::{self, TlsError};
 
 /// How long nodes are given to hear that the router goes.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -102,12 +102,12 @@ pub async fn start(
     let keys = config.api_key_file.as_deref().map(Keys::load).transpose()?;
     let access = Access { keys, cors: access::cors(&config.allowed_origins)? };
     let tls = config.tls_cert.as_deref().zip(config.tls_key.as_deref());
-    let tls = tls.map(|(cert, key)| tls::load(cert, key)).transpose()?;
+    let tls = tls.map(|(cert, key)| listener::tls(cert, key)).transpose()?;
     let in_http = |source| StartError::Http { address: config.http, source };
-    let listener = listen(config.http).map_err(in_http)?;
+    let listening = listener::bind(config.http).map_err(in_http)?;
     let hello = Hello::new(NodeId("router".into()), Role::Router, model.identity.clone());
     let endpoint = Endpoint::bind(config.quic, identity, hello, EndpointConfig::default())?;
-    let (http, quic) = (listener.local_addr()?, endpoint.local_addr()?);
+    let (http, quic) = (listening.local_addr()?, endpoint.local_addr()?);
 
     let (registry, readiness) = (Registry::new(), Readiness::starting());
     let metrics = Metrics::new(&registry, &model);
@@ -119,16 +119,9 @@ pub async fn start(
     let service = app::app(app, readiness, registry, access);
     let served = shutdown.clone();
     let scheme = if tls.is_some() { "https" } else { "http" };
-    shutdown.spawn(async move { tls::serve(listener, service, tls, &served).await });
+    shutdown.spawn(async move { listener::serve(listening, service, tls, &served).await });
     info!(scheme, %http, %quic, model = model.served_name, max_model_len = model.max_model_len, "router is up");
     Ok(Running { http, quic, endpoint, cluster, shutdown })
-}
-
-/// A listener as the async runtime wants it.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 /// Serves less than the model's context, where that is asked for.

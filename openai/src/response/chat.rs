@@ -1,31 +1,9 @@
-//! What `/v1/chat/completions` answers: a whole answer, or chunks of one.
+//! The choices that `/v1/chat/completions` answers: messages, or pieces of them.
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
+use super::FinishReason;
 use super::logprobs::ChatLogprobs;
-use super::{FinishReason, KvTransfer, Object, Usage, unix_seconds};
-
-/// A chat completion, or a chunk of one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ChatCompletion {
-    /// `chatcmpl-…`; the same in all chunks.
-    pub id: String,
-    /// [`Object::ChatCompletion`] or [`Object::ChatCompletionChunk`].
-    pub object: Object,
-    /// Arrival of the request, in seconds since 1970; the same in all chunks.
-    pub created: u64,
-    /// The model's id.
-    pub model: String,
-    /// None in the usage chunk that ends a stream.
-    pub choices: Vec<ChatChoice>,
-    /// In a whole answer, in the usage chunk of a stream, and in every chunk where that was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-    /// Beside the usage at the end, when asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kv_transfer: Option<KvTransfer>,
-}
 
 /// One answer, or the next piece of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,18 +49,3 @@ pub struct Delta {
 
 /// The only role that answers.
 pub const ASSISTANT: &str = "assistant";
-
-impl ChatCompletion {
-    /// An object without content, from which the answer or all chunks of a stream are made.
-    pub fn new(id: Uuid, model: &str, stream: bool) -> Self {
-        Self {
-            id: format!("chatcmpl-{}", id.simple()),
-            object: if stream { Object::ChatCompletionChunk } else { Object::ChatCompletion },
-            created: unix_seconds(),
-            model: model.to_owned(),
-            choices: Vec::new(),
-            usage: None,
-            kv_transfer: None,
-        }
-    }
-}

@@ -73,14 +73,6 @@ impl Logprobs {
         }
         lists
     }
-
-    /// These lists with others behind them.
-    pub fn append(&mut self, mut others: Self) {
-        self.text_offset.append(&mut others.text_offset);
-        self.token_logprobs.append(&mut others.token_logprobs);
-        self.tokens.append(&mut others.tokens);
-        self.top_logprobs.append(&mut others.top_logprobs);
-    }
 }
 
 impl From<Vec<TokenLogprobs>> for ChatLogprobs {

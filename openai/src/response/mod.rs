@@ -1,11 +1,11 @@
-//! What the API answers. This file has `/v1/completions`, where a whole answer and a chunk of a stream are the same
-//! object, and what it shares with chat.
+//! What the API answers. This file has the object that completions and chat answer with, whole and in chunks, the choices
+//! of completions, and what is told beside them.
 
 mod chat;
 mod logprobs;
 mod tokens;
 
-pub use chat::{ASSISTANT, AssistantMessage, ChatChoice, ChatCompletion, Delta};
+pub use chat::{ASSISTANT, AssistantMessage, ChatChoice, Delta};
 pub use logprobs::{ChatLogprobs, ChatTokenLogprobs, Logprobs, TokenLogprob, TokenLogprobs};
 pub use tokens::{Detokenized, Tokenized};
 
@@ -34,39 +34,52 @@ pub enum Object {
     Model,
 }
 
-/// A completion, or a chunk of one.
+/// What completions and chat answer, whole or a chunk at a time: the same object, but for its choices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Completion {
-    /// `cmpl-…`; the same in all chunks.
+pub struct Answer<C> {
+    /// `cmpl-…` or `chatcmpl-…`; the same in all chunks.
     pub id: String,
-    /// [`Object::TextCompletion`].
+    /// [`Object::TextCompletion`], [`Object::ChatCompletion`] or [`Object::ChatCompletionChunk`].
     pub object: Object,
     /// Arrival of the request, in seconds since 1970; the same in all chunks.
     pub created: u64,
     /// The model's id.
     pub model: String,
     /// One per prompt and `n`, in that order; none in the usage chunk that ends a stream.
-    pub choices: Vec<Choice>,
+    pub choices: Vec<C>,
     /// In a whole answer, in the usage chunk of a stream, and in every chunk where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// Beside the usage, when asked for.
+    /// Beside the usage at the end, when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransfer>,
 }
 
-impl Completion {
+/// A completion, or a chunk of one.
+pub type Completion = Answer<Choice>;
+/// A chat completion, or a chunk of one.
+pub type ChatCompletion = Answer<ChatChoice>;
+
+impl<C> Answer<C> {
     /// An object without content, from which the answer or all chunks of a stream are made.
+    fn empty(id: String, object: Object, model: &str) -> Self {
+        let (created, model) = (unix_seconds(), model.to_owned());
+        Self { id, object, created, model, choices: Vec::new(), usage: None, kv_transfer: None }
+    }
+}
+
+impl Completion {
+    /// A completion without content, from which the answer or all chunks of a stream are made.
     pub fn new(id: Uuid, model: &str) -> Self {
-        Self {
-            id: format!("cmpl-{}", id.simple()),
-            object: Object::TextCompletion,
-            created: unix_seconds(),
-            model: model.to_owned(),
-            choices: Vec::new(),
-            usage: None,
-            kv_transfer: None,
-        }
+        Self::empty(format!("cmpl-{}", id.simple()), Object::TextCompletion, model)
+    }
+}
+
+impl ChatCompletion {
+    /// A chat completion without content, from which the answer or all chunks of a stream are made.
+    pub fn new(id: Uuid, model: &str, stream: bool) -> Self {
+        let object = if stream { Object::ChatCompletionChunk } else { Object::ChatCompletion };
+        Self::empty(format!("chatcmpl-{}", id.simple()), object, model)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A request's sequences on their way to the client, with the request's entry in the books.
 
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use tracing::{info, warn};
 
 use super::frame::{Frame, Whole};
@@ -63,12 +63,7 @@ impl Answer {
                     self.succeeded();
                     return self.frame.whole(whole, &self.sequences);
                 }
-                Err(error) => {
-                    let face = error.face();
-                    self.record.end(face.code, face.status.as_u16());
-                    warn!(%error, code = face.code, "failed");
-                    return error.into_response();
-                }
+                Err(error) => return super::failed(&mut self.record, &error),
             }
         }
     }

@@ -16,8 +16,6 @@ pub(crate) struct Ask {
     pub(crate) sampling: SamplingOptions,
     pub(crate) delivery: Delivery,
     pub(crate) kv: KvOptions,
-    /// Whether the transfer is reported.
-    pub(crate) report_transfer: bool,
     pub(crate) pins: Pins,
     /// One place per sequence that runs at once.
     pub(crate) permit: OwnedSemaphorePermit,

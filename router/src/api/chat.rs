@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::error::Error;
 
 /// Checks, renders and tokenizes a body.
-pub(super) async fn ask(app: &App, body: &[u8]) -> Result<Ask, Error> {
+pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error> {
     let request = ChatRequest::parse(body)?;
     check_model(app, &request.model)?;
     let template = app.chat_template()?;
@@ -28,8 +28,7 @@ pub(super) async fn ask(app: &App, body: &[u8]) -> Result<Ask, Error> {
         sampling: request.sampling,
         delivery: request.delivery,
         kv: request.kv,
-        report_transfer: request.kv.report,
-        pins: Pins::default(),
+        pins,
         permit,
     })
 }

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::error::Error;
 
 /// Checks and tokenizes a body. A place is taken before the prompts are tokenized, which costs time.
-pub(super) async fn ask(app: &App, body: &[u8]) -> Result<Ask, Error> {
+pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error> {
     let request = CompletionRequest::parse(body)?;
     check_model(app, &request.model)?;
     let permit = take_places(app, request.prompts.len() * request.n as usize)?;
@@ -37,8 +37,7 @@ pub(super) async fn ask(app: &App, body: &[u8]) -> Result<Ask, Error> {
         sampling: request.sampling,
         delivery: request.delivery,
         kv: request.kv,
-        report_transfer: request.kv.report,
-        pins: Pins::default(),
+        pins,
         permit,
     })
 }

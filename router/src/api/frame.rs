@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use openai::response::{ASSISTANT, AssistantMessage, ChatChoice, Delta, Logprobs, TokenLogprobs};
+use openai::response::{ASSISTANT, Answer, AssistantMessage, ChatChoice, Delta, Logprobs, TokenLogprobs};
 use openai::{ChatCompletion, Choice, Completion, FinishReason, KvTransfer, Usage, sse};
 use serde::Serialize;
 use transport::ids::RequestId;
@@ -79,7 +79,7 @@ impl Frame {
             shape,
             include_usage: ask.delivery.include_usage,
             continuous_usage: ask.delivery.continuous_usage,
-            report_transfer: ask.report_transfer,
+            report_transfer: ask.kv.report,
             wants_logprobs: ask.logprobs.is_some(),
             sent: echoes.flat_map(|sent| std::iter::repeat_n(sent, ask.n as usize)).collect(),
         }
@@ -91,16 +91,10 @@ impl Frame {
         let sent = &mut self.sent[index];
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let Piece { text, logprobs, end, .. } = piece;
-        // The object that all chunks share is filled anew each time, so that nothing of it is copied for a token.
         match &mut self.shape {
             Shape::Completion(frame) => {
                 let logprobs = self.wants_logprobs.then(|| Logprobs::of(logprobs, &mut sent.offset));
-                frame.choices.push(Choice { index, text, logprobs, finish_reason: end });
-                frame.usage = usage;
-                let event = event(frame);
-                frame.choices.clear();
-                frame.usage = None;
-                event
+                chunk(frame, Choice { index, text, logprobs, finish_reason: end }, usage)
             }
             Shape::Chat(frame) => {
                 let role = (!std::mem::replace(&mut sent.role, true)).then(|| ASSISTANT.to_owned());
@@ -111,12 +105,7 @@ impl Frame {
                     logprobs: self.wants_logprobs.then(|| logprobs.into()),
                     finish_reason: end,
                 };
-                frame.choices.push(choice);
-                frame.usage = usage;
-                let event = event(frame);
-                frame.choices.clear();
-                frame.usage = None;
-                event
+                chunk(frame, choice, usage)
             }
         }
     }
@@ -189,6 +178,17 @@ fn transfer_headers(transfer: &KvTransfer) -> HeaderMap {
         headers.insert(HeaderName::from_static("x-kv-ratio"), ratio);
     }
     headers
+}
+
+/// The event for one choice. The object that all chunks share is filled for it and emptied again, so that nothing of it is
+/// copied for a token.
+fn chunk<C: Serialize>(frame: &mut Answer<C>, choice: C, usage: Option<Usage>) -> String {
+    frame.choices.push(choice);
+    frame.usage = usage;
+    let event = event(frame);
+    frame.choices.clear();
+    frame.usage = None;
+    event
 }
 
 fn event(value: &impl Serialize) -> String {

@@ -13,8 +13,9 @@ use super::ask::{Ask, Pins};
 use super::{Kind, chat, completions};
 use crate::app::App;
 use crate::error::Error;
-use crate::sequences::AT_ONCE;
 
+/// Sequences of one request that run at once; the others wait for these.
+const AT_ONCE: usize = 16;
 /// Header that asks for the transfer's report, for clients that cannot add a field to the body.
 const REPORT_HEADER: &str = "x-kv-transfer";
 /// Header that names the prefill node, as llm-d's router sets it.
@@ -31,11 +32,10 @@ pub(super) async fn ask(app: &App, request: Request, kind: Kind) -> Result<Ask, 
     let headers = Headers::of(request.headers());
     let body = read_body(app, request).await?;
     let mut ask = match kind {
-        Kind::Completion => completions::ask(app, &body).await?,
-        Kind::Chat => chat::ask(app, &body).await?,
+        Kind::Completion => completions::ask(app, &body, headers.pins).await?,
+        Kind::Chat => chat::ask(app, &body, headers.pins).await?,
     };
-    ask.report_transfer |= headers.report;
-    ask.pins = headers.pins;
+    ask.kv.report |= headers.report;
     Ok(ask)
 }
 

@@ -31,6 +31,7 @@ pub(crate) use frame::Frame;
 
 use crate::app::App;
 use crate::error::Error;
+use crate::metrics::Record;
 use crate::sequences::Sequences;
 use crate::sse;
 
@@ -93,15 +94,18 @@ async fn create(
                 () = app.shutdown.ended() => Error::Draining.into_response(),
             }
         }
-        Err(error) => {
-            let face = error.face();
-            record.end(face.code, face.status.as_u16());
-            if face.status.is_server_error() {
-                warn!(%error, code = face.code, "failed");
-            } else {
-                info!(%error, code = face.code, "refused");
-            }
-            error.into_response()
-        }
+        Err(error) => failed(&mut record, &error),
     }
+}
+
+/// The answer to a request of which the client has seen nothing yet.
+fn failed(record: &mut Record, error: &Error) -> Response {
+    let face = error.face();
+    record.end(face.code, face.status.as_u16());
+    if face.status.is_server_error() {
+        warn!(%error, code = face.code, "failed");
+    } else {
+        info!(%error, code = face.code, "refused");
+    }
+    error.into_response()
 }

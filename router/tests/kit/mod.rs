@@ -10,6 +10,7 @@ use openai::sse::{Decoder, Event};
 use openai::{Completion, ErrorBody};
 use reqwest::Client;
 use router::{Config, RouterModel, Running};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use service::Shutdown;
 use tokio::sync::{mpsc, oneshot};
@@ -75,14 +76,7 @@ impl Bench {
         let response = self.post_to(path, body).await;
         assert_eq!(response.status(), 200);
         let bytes = tokio::time::timeout(SOON, response.bytes()).await.unwrap().unwrap();
-        let events = Decoder::default().push(&bytes).unwrap();
-        let (done, data) = events.split_last().unwrap();
-        assert_eq!(*done, Event::Done);
-        let json = |event: &Event| match event {
-            Event::Data(json) => serde_json::from_str(json).unwrap(),
-            Event::Done => panic!("[DONE] before the end"),
-        };
-        data.iter().map(json).collect()
+        payloads(&Decoder::default().push(&bytes).unwrap())
     }
 
     /// Status, and the error object.
@@ -264,6 +258,10 @@ pub(crate) fn body(fields: Value) -> Value {
 
 /// The chunks of a stream, which must have ended well.
 pub(crate) fn chunks(events: &[Event]) -> Vec<Completion> {
+    payloads(events)
+}
+
+fn payloads<T: DeserializeOwned>(events: &[Event]) -> Vec<T> {
     let (done, data) = events.split_last().unwrap();
     assert_eq!(*done, Event::Done);
     data.iter()

@@ -31,8 +31,15 @@ pub enum TlsError {
     Pair(#[from] rustls::Error),
 }
 
+/// A listener as the async runtime wants it.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// Reads a certificate chain and its key.
-pub(crate) fn load(cert: &Path, key: &Path) -> Result<RustlsConfig, TlsError> {
+pub(crate) fn tls(cert: &Path, key: &Path) -> Result<RustlsConfig, TlsError> {
     let bad = |path: &Path, reason: String| TlsError::File { path: path.to_owned(), reason };
     let chain: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(cert).map_err(|e| bad(cert, e.to_string()))?.collect();
