@@ -32,6 +32,11 @@ impl Fields {
         }
     }
 
+    /// The fields of an object inside the body; `prefix` is its path with a dot behind it.
+    pub(crate) fn inside(map: Map<String, Value>, prefix: &'static str) -> Self {
+        Self { prefix, map }
+    }
+
     /// Takes a field out as it is; null counts as absent.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())

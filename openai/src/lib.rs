@@ -37,9 +37,11 @@ pub use detokenizer::Detokenizer;
 pub use error::{ApiError, ErrorBody, InvalidRequest};
 pub use models::{ModelCard, ModelList};
 pub use request::{
-    ChatRequest, CompletionRequest, Delivery, DetokenizeRequest, KvCodec, KvMode, KvOptions, Prompt,
-    SamplingOptions, TokenizeInput, TokenizeRequest,
+    ChatRequest, CompletionRequest, Delivery, DetokenizeRequest, KvCodec, KvHandover, KvMode, KvOptions,
+    Prompt, SamplingOptions, TokenizeInput, TokenizeRequest,
 };
-pub use response::{ChatCompletion, Choice, Completion, FinishReason, KvSource, KvTransfer, Usage};
+pub use response::{
+    ChatCompletion, Choice, Completion, FinishReason, KvSource, KvTransfer, KvTransferParams, Usage,
+};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
 
 use openai::{
-    Choice, Completion, CompletionRequest, Delivery, InvalidRequest, KvCodec, KvMode, KvOptions, Prompt,
-    SamplingOptions, Usage,
+    Choice, Completion, CompletionRequest, Delivery, InvalidRequest, KvCodec, KvHandover, KvMode, KvOptions,
+    Prompt, SamplingOptions, Usage,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ fn defaults_are_those_of_the_api() {
         delivery: Delivery::default(),
         user: None,
         kv: KvOptions { report: false, codec: KvCodec::Auto, tier: 32, mode: KvMode::Auto },
+        kv_transfer_params: None,
     };
     assert_eq!(parse(&with(json!({}))), Ok(expected.clone()));
     let nulls =
@@ -294,5 +295,44 @@ proptest! {
             prop_assert!(request.sampling.top_p > 0.0 && request.sampling.top_p <= 1.0);
             prop_assert!((4..=128).contains(&request.kv.tier));
         }
+    }
+}
+
+#[test]
+fn a_handover_is_kept_taken_or_neither() {
+    let read = |fields: Value| {
+        let request = parse(&with(json!({"kv_transfer_params": fields}))).unwrap();
+        request.kv_transfer_params.map_or(Ok(None), KvHandover::read)
+    };
+    // What vLLM's proxies send to a prefill instance.
+    let keep = json!({
+        "do_remote_decode": true, "do_remote_prefill": false, "remote_engine_id": null, "remote_block_ids": null,
+        "remote_host": null, "remote_port": null,
+    });
+    assert_eq!(read(keep), Ok(Some(KvHandover::Keep)));
+    let take = json!({"do_remote_prefill": true, "kvferry_ticket": "abc", "remote_host": 7, "tp_size": "?"});
+    assert_eq!(read(take), Ok(Some(KvHandover::Take { ticket: "abc".into() })));
+    for neither in [json!(null), json!({}), json!({"do_remote_decode": false, "do_remote_prefill": null})] {
+        assert_eq!(read(neither), Ok(None));
+    }
+    for (wrong, param, code) in [
+        (json!([]), "kv_transfer_params", "invalid_type"),
+        (json!({"do_remote_decode": 1}), "kv_transfer_params.do_remote_decode", "invalid_type"),
+        (json!({"do_remote_prefill": "yes"}), "kv_transfer_params.do_remote_prefill", "invalid_type"),
+        (json!({"do_remote_prefill": true}), "kv_transfer_params.kvferry_ticket", "missing_field"),
+        (json!({"kvferry_ticket": {}}), "kv_transfer_params.kvferry_ticket", "invalid_type"),
+        (
+            json!({"do_remote_prefill": true, "kvferry_ticket": "a".repeat(1025)}),
+            "kv_transfer_params.kvferry_ticket",
+            "invalid_value",
+        ),
+        (
+            json!({"do_remote_prefill": true, "do_remote_decode": true}),
+            "kv_transfer_params.do_remote_prefill",
+            "invalid_combination",
+        ),
+    ] {
+        let error = read(wrong.clone()).unwrap_err();
+        assert_eq!((error.param(), error.code()), (Some(param), code), "{wrong}");
     }
 }

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::neutral::{self, Neutral};
 use super::{
-    Delivery, KvOptions, MAX_LOGPROBS, SamplingOptions, choices, delivery, kv, sampling, tokens_at_most,
+    Delivery, KvOptions, MAX_LOGPROBS, SamplingOptions, choices, delivery, handover, kv, sampling,
+    tokens_at_most,
 };
 use crate::chat::ChatMessage;
 use crate::error::InvalidRequest;
@@ -36,6 +37,8 @@ pub struct ChatRequest {
     pub user: Option<String>,
     /// Our own fields.
     pub kv: KvOptions,
+    /// `kv_transfer_params` as they came, for [`KvHandover::read`](super::KvHandover::read).
+    pub kv_transfer_params: Option<Value>,
 }
 
 /// Fields that other servers honour and this one does not, with the values that ask for nothing.
@@ -80,6 +83,7 @@ impl ChatRequest {
             delivery: delivery::read(&mut fields)?,
             user: fields.string("user")?,
             kv: kv::read(&mut fields)?,
+            kv_transfer_params: fields.take(handover::PARAM),
         })
     }
 }

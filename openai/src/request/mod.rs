@@ -7,10 +7,12 @@
 //! | `chat` | `POST /v1/chat/completions` |
 //! | `tokens` | `POST /tokenize` and `/detokenize` |
 //! | `prompt`, `sampling`, `delivery`, `kv` | groups of fields that they share |
+//! | `handover` | `kv_transfer_params` |
 //! | `neutral` | fields that are refused |
 
 mod chat;
 mod delivery;
+mod handover;
 mod kv;
 mod neutral;
 mod prompt;
@@ -19,12 +21,14 @@ mod tokens;
 
 pub use chat::ChatRequest;
 pub use delivery::Delivery;
+pub use handover::{KvHandover, MAX_TICKET_BYTES};
 pub use kv::{DEFAULT_TIER, KvCodec, KvMode, KvOptions};
 pub use prompt::{MAX_PROMPTS, Prompt};
 pub use sampling::{MAX_LOGIT_BIAS, MAX_STOP_BYTES, MAX_STOP_TOKEN_IDS, MAX_STOPS, SamplingOptions};
 pub use tokens::{DetokenizeRequest, TokenizeInput, TokenizeRequest};
 
 use neutral::Neutral;
+use serde_json::Value;
 
 use crate::error::InvalidRequest;
 use crate::fields::Fields;
@@ -63,6 +67,8 @@ pub struct CompletionRequest {
     pub user: Option<String>,
     /// Our own fields.
     pub kv: KvOptions,
+    /// `kv_transfer_params` as they came, for [`KvHandover::read`]: not every server takes them.
+    pub kv_transfer_params: Option<Value>,
 }
 
 /// Fields that other servers honour and this one does not, with the values that ask for nothing.
@@ -100,6 +106,7 @@ impl CompletionRequest {
             delivery: delivery::read(&mut fields)?,
             user: fields.string("user")?,
             kv: kv::read(&mut fields)?,
+            kv_transfer_params: fields.take(handover::PARAM),
         })
     }
 }

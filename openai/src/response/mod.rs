@@ -2,10 +2,12 @@
 //! of completions, and what is told beside them.
 
 mod chat;
+mod handover;
 mod logprobs;
 mod tokens;
 
 pub use chat::{ASSISTANT, AssistantMessage, ChatChoice, Delta};
+pub use handover::KvTransferParams;
 pub use logprobs::{ChatLogprobs, ChatTokenLogprobs, Logprobs, TokenLogprob, TokenLogprobs};
 pub use tokens::{Detokenized, Tokenized};
 
@@ -53,6 +55,9 @@ pub struct Answer<C> {
     /// Beside the usage at the end, when asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer: Option<KvTransfer>,
+    /// In the answer to a request with `do_remote_decode`: for the request that goes on from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_transfer_params: Option<KvTransferParams>,
 }
 
 /// A completion, or a chunk of one.
@@ -64,7 +69,16 @@ impl<C> Answer<C> {
     /// An object without content, from which the answer or all chunks of a stream are made.
     fn empty(id: String, object: Object, model: &str) -> Self {
         let (created, model) = (unix_seconds(), model.to_owned());
-        Self { id, object, created, model, choices: Vec::new(), usage: None, kv_transfer: None }
+        Self {
+            id,
+            object,
+            created,
+            model,
+            choices: Vec::new(),
+            usage: None,
+            kv_transfer: None,
+            kv_transfer_params: None,
+        }
     }
 }
 
