@@ -150,7 +150,7 @@ async fn what_cannot_be_drawn_as_asked_is_refused_by_both_nodes() {
         assert!(refused(&failure), "{name}: {failure:?}");
         match recv(&mut nodes.prefill(&asked, Ticket::random()).await).await {
             FromPrefill::Fail(failure) => assert!(refused(&failure), "{name}: {failure:?}"),
-            FromPrefill::Prefilled => panic!("{name} was taken"),
+            other => panic!("{name} was taken: {other:?}"),
         }
     }
     let more = asked(8, Sampling { min_tokens: 9, ..greedy() });

@@ -4,6 +4,7 @@
 //! ```text
 //! router --Reserve--> server ── tickets ──┐
 //! prefill node --KV stream--> receive ── import (decode) ──► session ──► engine ──tokens──► server ──► router
+//! prefill node ◄--Deliver-- fetch, for a cache that it keeps already
 //! ```
 //!
 //! No step is made on a cache that is not complete and verified; `session.rs` has the states.
@@ -12,6 +13,7 @@
 pub mod command;
 mod config;
 mod engine;
+mod fetch;
 mod import;
 mod metrics;
 mod receive;
@@ -22,7 +24,7 @@ mod tickets;
 
 use std::sync::Arc;
 
-use node::{Runtime, Served, StartError};
+use node::{Offer, Runtime, Served, StartError};
 use service::Shutdown;
 use tracing::info;
 use transport::Identity;
@@ -40,7 +42,7 @@ pub async fn start(
     identity: &Identity,
     shutdown: Shutdown,
 ) -> Result<Runtime, StartError> {
-    let runtime = Runtime::bind(&config.node, Role::Decode, served, identity, shutdown).await?;
+    let mut runtime = Runtime::bind(&config.node, Role::Decode, served, identity, shutdown).await?;
     let server = server::Server::new(config, &runtime)?;
     let intake = receive::Intake {
         served: Arc::clone(&runtime.served),
@@ -51,7 +53,7 @@ pub async fn start(
     };
     tokio::spawn(intake.accept_peers(runtime.endpoint.clone()));
     let register = Register {
-        kv_address: Some(config.advertise.unwrap_or(runtime.quic_address)),
+        kv_address: Some(config.kv_address(&runtime)),
         max_session_tokens: config.node.max_session_tokens(&runtime.served),
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
@@ -60,6 +62,8 @@ pub async fn start(
     };
     let load = server.load();
     info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.served.model_id, "decode node is up");
-    runtime.join(config.node.router.clone(), register, load, move |stream| server.serve(stream));
+    let serve = move |stream| server.serve(stream);
+    let offer = Offer { register, load, serve, prefill_failure: config.prefill_failure };
+    runtime.join(&config.node, offer).await?;
     Ok(runtime)
 }

@@ -11,12 +11,15 @@ use service::trace::TARGET;
 use tokio::sync::mpsc;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info, info_span, warn};
-use transport::ids::{NodeId, Ticket};
-use transport::message::{Failure, FailureKind, FromDecode, KvSource, Load, Request, Reserve, Transfer};
-use transport::{SendError, Sender, Stream};
+use transport::ids::{NodeId, RequestId, Ticket};
+use transport::message::{
+    Failure, FailureKind, FromDecode, Holder, KvSource, Load, Request, Reserve, Transfer,
+};
+use transport::{Backoff, Dialer, SendError, Sender, Stream};
 
 use crate::config::Config;
 use crate::engine::{Engine, Event};
+use crate::fetch::{Asked, Fetcher};
 use crate::metrics::Metrics;
 use crate::session::Session;
 use crate::slots::SlotPool;
@@ -35,6 +38,7 @@ pub(crate) struct Server {
     slots: SlotPool,
     pub(crate) tickets: Tickets,
     engine: Engine,
+    fetcher: Fetcher,
     pub(crate) metrics: Metrics,
     max_session_tokens: u32,
     transfer_deadline: Duration,
@@ -68,11 +72,18 @@ impl Server {
         let engine = Engine::start(&served, chunk, sessions as usize, metrics.clone(), shutdown)?;
         metrics.limits(sessions, config.node.kv_capacity_tokens);
         let capacity = Capacity::new(sessions, config.node.kv_capacity_tokens);
+        let fetcher = Fetcher {
+            dialer: Dialer::new(runtime.endpoint.clone(), Backoff::default()),
+            node: runtime.id.clone(),
+            instance: runtime.endpoint.hello().instance,
+            address: config.kv_address(runtime),
+        };
         Ok(Self {
             node: runtime.id.clone(),
             slots: SlotPool::new(Arc::clone(&served), capacity, metrics.clone()),
             tickets: Tickets::new(metrics.tickets_open.clone()),
             engine,
+            fetcher,
             metrics,
             max_session_tokens: config.node.max_session_tokens(&served),
             transfer_deadline: config.transfer_deadline(),
@@ -106,7 +117,7 @@ impl Server {
     async fn answer(self, mut stream: Stream) {
         let reserve = match stream.receiver.recv_message::<Request>(REQUEST_DEADLINE).await {
             Ok(Request::Reserve(reserve)) => reserve,
-            Ok(Request::Prefill(_)) => {
+            Ok(Request::Prefill(_) | Request::Deliver(_)) => {
                 let refusal = invalid("this is a decode node; prompts run on prefill nodes");
                 drop(stream.sender.send(&FromDecode::Fail(refusal)).await);
                 return;
@@ -154,15 +165,10 @@ impl Server {
     /// The life of one request up to its last message.
     async fn run(&self, reserve: Reserve, router: &mut Sender) -> Result<FromDecode, Broken> {
         let session = self.reserve(&reserve)?;
-        match reserve.source {
-            KvSource::Remote => {
-                let delivered = self.await_cache(session, router).await?;
-                let Delivered { session, first_token, logprobs, transfer } = delivered;
-                self.metrics.record(&transfer);
-                let events = self.engine.decode(session, first_token).await;
-                router.send(&FromDecode::Ready { first_token, logprobs, transfer }).await?;
-                self.relay(events, None, router).instrument(generate_span()).await
-            }
+        let Reserve { request, source, .. } = reserve;
+        match source {
+            KvSource::Remote => self.run_remote(session, None, router).await,
+            KvSource::Kept(holder) => self.run_remote(session, Some((request, holder)), router).await,
             KvSource::Local { token_ids } => {
                 router.send(&FromDecode::Reserved { ticket: Ticket::random() }).await?;
                 let raw_bytes = (token_ids.len() * self.served.layout.bytes_per_token()) as u64;
@@ -170,6 +176,21 @@ impl Server {
                 self.relay(events, Some(raw_bytes), router).instrument(generate_span()).await
             }
         }
+    }
+
+    /// The same, with a cache that a prefill node delivers, which has to be asked for it if it keeps it already.
+    async fn run_remote(
+        &self,
+        session: Session,
+        kept: Option<(RequestId, Holder)>,
+        router: &mut Sender,
+    ) -> Result<FromDecode, Broken> {
+        let Delivered { session, first_token, logprobs, transfer } =
+            self.await_cache(session, kept, router).await?;
+        self.metrics.record(&transfer);
+        let events = self.engine.decode(session, first_token).await;
+        router.send(&FromDecode::Ready { first_token, logprobs, transfer }).await?;
+        self.relay(events, None, router).instrument(generate_span()).await
     }
 
     fn reserve(&self, reserve: &Reserve) -> Result<Session, Failure> {
@@ -199,7 +220,9 @@ impl Server {
             return Err(invalid(format!("min_tokens {min} is more than the {max} tokens to generate")));
         }
         match &reserve.source {
-            KvSource::Remote => sampling::check_penalized(asked, &reserve.prompt_ids, prompt, vocab),
+            KvSource::Remote | KvSource::Kept(_) => {
+                sampling::check_penalized(asked, &reserve.prompt_ids, prompt, vocab)
+            }
             KvSource::Local { .. } if !reserve.prompt_ids.is_empty() => {
                 Err(invalid("prompt_ids are for prompts that another node runs"))
             }
@@ -212,16 +235,37 @@ impl Server {
         }
     }
 
-    async fn await_cache(&self, session: Session, router: &mut Sender) -> Result<Delivered, Broken> {
+    async fn await_cache(
+        &self,
+        session: Session,
+        kept: Option<(RequestId, Holder)>,
+        router: &mut Sender,
+    ) -> Result<Delivered, Broken> {
         let mut reservation = self.tickets.file(session);
-        router.send(&FromDecode::Reserved { ticket: reservation.ticket }).await?;
-        let waited = tokio::time::timeout(self.transfer_deadline, &mut reservation.delivered).await;
+        let ticket = reservation.ticket;
+        router.send(&FromDecode::Reserved { ticket }).await?;
+        let (deadline, shutdown) = (self.transfer_deadline, &self.shutdown);
+        let mut asked =
+            kept.map(|(request, holder)| self.fetcher.ask(request, holder, ticket, deadline, shutdown));
+        let refused = async {
+            match &mut asked {
+                Some(asked) => asked.failure().await,
+                None => std::future::pending().await,
+            }
+        };
+        let waited = tokio::select! {
+            // A cache that cannot be read fails here and there: here it is known why.
+            biased;
+            waited = tokio::time::timeout(deadline, &mut reservation.delivered) => waited,
+            failure = refused => return Err(failure.into()),
+        };
         let late = |_| {
-            let limit = self.transfer_deadline;
-            fail(FailureKind::Timeout, format!("no complete cache within {limit:?} (--transfer-seconds)"))
+            fail(FailureKind::Timeout, format!("no complete cache within {deadline:?} (--transfer-seconds)"))
         };
         let lost = |_| fail(FailureKind::Transfer, "the KV stream was dropped");
-        Ok(waited.map_err(late)?.map_err(lost)??)
+        let delivered = waited.map_err(late)?.map_err(lost)??;
+        asked.into_iter().for_each(Asked::has_come);
+        Ok(delivered)
     }
 
     /// Passes events on until the last. A local prompt is announced with its size when it is done.

@@ -87,7 +87,7 @@ impl Session {
         let asked = &reserve.sampling;
         let prompt = match &reserve.source {
             KvSource::Local { token_ids } => token_ids,
-            KvSource::Remote => &reserve.prompt_ids,
+            KvSource::Remote | KvSource::Kept(_) => &reserve.prompt_ids,
         };
         let session = Self {
             request: reserve.request,

@@ -7,6 +7,10 @@ use clap::Args;
 use service::HostPort;
 
 use crate::compute::{DeviceChoice, Served};
+use crate::face::FaceArgs;
+
+/// Where a router takes nodes unless it is told otherwise.
+const ROUTER_PORT: u16 = 8081;
 
 /// To be flattened into a node's own flags.
 #[derive(Debug, Clone, Args)]
@@ -24,9 +28,9 @@ pub struct NodeArgs {
     /// Model id towards clients [default: name of the model directory].
     #[arg(long, env = "KVFERRY_SERVED_MODEL_NAME")]
     pub served_model_name: Option<String>,
-    /// The router's QUIC address, `host:port`.
-    #[arg(long, env = "KVFERRY_ROUTER", default_value = "127.0.0.1:8081")]
-    pub router: HostPort,
+    /// The router's QUIC address, `host:port` [default: 127.0.0.1:8081, or with --http no router].
+    #[arg(long, env = "KVFERRY_ROUTER")]
+    pub router: Option<HostPort>,
     /// Directory with ca.pem and this role's certificate and key, as `kvferry certs` writes it.
     #[arg(long, env = "KVFERRY_CERTS", default_value = "certs")]
     pub certs: PathBuf,
@@ -58,6 +62,9 @@ pub struct NodeArgs {
     /// Longest prompt plus generation in tokens [default: what the model was made for].
     #[arg(long, env = "KVFERRY_MAX_MODEL_LEN", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_model_len: Option<u32>,
+    /// Its HTTP face.
+    #[command(flatten)]
+    pub face: FaceArgs,
 }
 
 impl NodeArgs {
@@ -70,7 +77,7 @@ impl NodeArgs {
             plan: None,
             device: DeviceChoice::Cpu,
             served_model_name: None,
-            router: router.into(),
+            router: Some(router.into()),
             certs: PathBuf::new(),
             node_id: None,
             listen: any_port,
@@ -81,7 +88,15 @@ impl NodeArgs {
             max_num_seqs: 64,
             kv_capacity_tokens: 65_536,
             max_model_len: None,
+            face: FaceArgs::default(),
         }
+    }
+
+    /// The router whose cluster the node joins: the one that is named; without a face, one on this machine.
+    #[must_use]
+    pub fn cluster(&self) -> Option<HostPort> {
+        let here = || HostPort::from(SocketAddr::from(([127, 0, 0, 1], ROUTER_PORT)));
+        self.router.clone().or_else(|| self.face.http.is_none().then(here))
     }
 
     /// Longest prompt plus generation that the node takes with this model.

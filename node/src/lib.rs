@@ -1,6 +1,6 @@
 //! What a prefill and a decode node share: the loaded model with its plan, the identity both hold up to their peers,
-//! membership in the router's cluster, how much it takes on at once, and the prompt pass (which a decode node runs for
-//! local prefills).
+//! membership in the router's cluster, a router of its own where it is asked directly, how much it takes on at once, and the
+//! prompt pass (which a decode node runs for local prefills).
 //!
 //! It is no server: each node crate has its own, on top of this.
 #![deny(unsafe_code)]
@@ -9,6 +9,7 @@ pub mod args;
 pub mod capacity;
 pub mod compute;
 pub mod digest;
+pub mod face;
 pub mod failure;
 pub mod features;
 mod gauges;
@@ -17,6 +18,7 @@ pub mod loaded;
 pub mod membership;
 pub mod process;
 pub mod prompt;
+pub mod reach;
 pub mod runtime;
 pub mod sampling;
 pub mod trace;
@@ -32,4 +34,5 @@ pub use digest::KvDigest;
 pub use loaded::{LoadError, Loaded};
 pub use membership::Membership;
 pub use prompt::PromptPass;
-pub use runtime::{Runtime, StartError};
+pub use router::PrefillFailure;
+pub use runtime::{Offer, Runtime, StartError};

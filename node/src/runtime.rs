@@ -1,10 +1,11 @@
 //! What every node brings up before its own work: the QUIC endpoint on its (perhaps shaped) link, metrics, the admin
-//! face, and its place in the cluster.
+//! face, and its place in the cluster, in front of it a face of its own or both.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use service::{HostPort, Readiness, Registry, Shutdown, admin};
+use router::PrefillFailure;
+use service::{Readiness, Registry, Shutdown, admin};
 use tokio::net::TcpListener;
 use tracing::error;
 use transport::ids::NodeId;
@@ -13,6 +14,7 @@ use transport::{CloseCode, Endpoint, EndpointConfig, Identity, LinkShaper, Strea
 
 use crate::args::NodeArgs;
 use crate::compute::Served;
+use crate::face::{self, FaceError};
 use crate::gauges::LoadGauges;
 use crate::link;
 use crate::loaded::LoadError;
@@ -33,6 +35,8 @@ pub struct Runtime {
     pub admin_address: SocketAddr,
     /// The node's metrics.
     pub registry: Registry,
+    /// Where the node's own face listens, if it has one.
+    pub http_address: Option<SocketAddr>,
     /// Whether the node can take work.
     pub readiness: Readiness,
     /// How the process ends.
@@ -66,6 +70,22 @@ pub enum StartError {
     /// A flag out of range.
     #[error("{0}")]
     Flag(String),
+    /// The node's own face.
+    #[error(transparent)]
+    Face(#[from] FaceError),
+}
+
+/// What a node has for those who ask it.
+#[derive(Debug)]
+pub struct Offer<L, S> {
+    /// What it takes.
+    pub register: Register,
+    /// How busy it is.
+    pub load: L,
+    /// Takes a request stream; must not block.
+    pub serve: S,
+    /// What its face does when a cache that another node keeps cannot be had.
+    pub prefill_failure: PrefillFailure,
 }
 
 impl Runtime {
@@ -102,29 +122,57 @@ impl Runtime {
                 error!(%error, "the admin face is gone");
             }
         });
-        Ok(Self { id, served, endpoint, quic_address, admin_address, registry, readiness, shutdown })
+        let http_address = None;
+        Ok(Self {
+            id,
+            served,
+            endpoint,
+            quic_address,
+            admin_address,
+            http_address,
+            registry,
+            readiness,
+            shutdown,
+        })
     }
 
-    /// Joins the router's cluster in the background, until the shutdown's end; the load is also a metric from now on.
-    pub fn join(
-        &self,
-        router: HostPort,
-        register: Register,
-        load: impl Fn() -> Load + Send + Sync + 'static,
-        serve: impl Fn(Stream) + Send + Sync + 'static,
-    ) {
-        let (load, kv_capacity_tokens) = (Arc::new(load), register.kv_capacity_tokens);
-        let shared = Arc::clone(&load);
+    /// Joins the router's cluster in the background, until the shutdown's end, and comes up with a face of its own, as the
+    /// flags say; the load is also a metric from now on.
+    ///
+    /// # Errors
+    /// For a face that cannot come up.
+    pub async fn join<L, S>(&mut self, args: &NodeArgs, offer: Offer<L, S>) -> Result<(), StartError>
+    where
+        L: Fn() -> Load + Send + Sync + 'static,
+        S: Fn(Stream) + Send + Sync + 'static,
+    {
+        let Offer { register, load, serve, prefill_failure } = offer;
+        let (load, serve) = (Arc::new(load), Arc::new(serve));
+        let (shared, kv_capacity_tokens) = (Arc::clone(&load), register.kv_capacity_tokens);
         let model = self.served.model_id.clone();
         self.registry.collector(LoadGauges { load: move || shared(), kv_capacity_tokens, model });
-        let membership = Membership {
+        let cluster = args.cluster().map(|router| Membership {
             endpoint: self.endpoint.clone(),
             router,
-            register,
+            register: register.clone(),
             readiness: self.readiness.clone(),
             shutdown: self.shutdown.clone(),
+        });
+        let mut face = match args.face.http {
+            None => None,
+            Some(http) => Some(face::start(http, self, args, register, prefill_failure).await?),
         };
-        tokio::spawn(membership.run(move || load(), serve));
+        if let Some((face, http)) = &mut face {
+            self.http_address = Some(*http);
+            if cluster.is_none() {
+                face.readiness = self.readiness.clone();
+            }
+        }
+        for membership in cluster.into_iter().chain(face.map(|(membership, _)| membership)) {
+            let (load, serve) = (Arc::clone(&load), Arc::clone(&serve));
+            tokio::spawn(membership.run(move || load(), move |stream| serve(stream)));
+        }
+        Ok(())
     }
 
     /// Waits for the drain and closes the connections.

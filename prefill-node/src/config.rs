@@ -1,5 +1,6 @@
 //! Flags of the prefill node.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
@@ -24,18 +25,37 @@ pub struct Config {
     /// How long a decode node may take to accept a cache after its last byte, in seconds.
     #[arg(long, env = "KVFERRY_ACCEPT_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub accept_seconds: u32,
+    /// Address at which decode nodes reach this node's QUIC port, for caches that it keeps [default: the interface that reaches
+    /// the router].
+    #[arg(long, env = "KVFERRY_ADVERTISE")]
+    pub advertise: Option<SocketAddr>,
+    /// How long a coded cache is kept for the decode node that will ask for it (kv_transfer_params), in seconds; until then
+    /// its prompt counts as one that the node has.
+    #[arg(long, env = "KVFERRY_LEASE_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub lease_seconds: u32,
 }
 
 impl Config {
     /// Settings of a node inside another process, everything at its default but for the shared flags.
     #[must_use]
     pub fn local(node: NodeArgs) -> Self {
-        Self { node, after_chunk_tokens: AFTER_CHUNK_TOKENS as u32, dial_seconds: 5, accept_seconds: 30 }
+        Self {
+            node,
+            after_chunk_tokens: AFTER_CHUNK_TOKENS as u32,
+            dial_seconds: 5,
+            accept_seconds: 30,
+            advertise: None,
+            lease_seconds: 120,
+        }
     }
 
     /// Tokens of a chunk that is coded after the prompt, for caches of so many bytes a token.
     pub(crate) fn after_chunk(&self, bytes_per_token: usize) -> usize {
         (self.after_chunk_tokens as usize).min(MAX_CHUNK_BYTES / bytes_per_token)
+    }
+
+    pub(crate) fn lease_time(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds.into())
     }
 
     pub(crate) fn dial_deadline(&self) -> Duration {

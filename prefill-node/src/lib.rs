@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! router --Prefill--> server --job--> engine --KvBlock--> code --chunks--> ship --> decode node
+//!                                                              └► leases ─────▲
+//! decode node --Deliver--> handover ──────────────────────────────────┴───────┘
 //! ```
 //!
 //! The engine never waits for the wire or the coder: its blocks queue up to the end of the prompt, or the whole cache is
@@ -14,13 +16,15 @@ mod code;
 pub mod command;
 mod config;
 mod engine;
+mod handover;
+mod leases;
 mod metrics;
 mod server;
 mod ship;
 
 use std::sync::Arc;
 
-use node::{Runtime, Served, StartError};
+use node::{Offer, PrefillFailure, Runtime, Served, StartError};
 use service::Shutdown;
 use tracing::info;
 use transport::message::{Register, Role};
@@ -41,7 +45,8 @@ pub async fn start(
     identity: &Identity,
     shutdown: Shutdown,
 ) -> Result<Runtime, StartError> {
-    let runtime = Runtime::bind(&config.node, Role::Prefill, served, identity, shutdown).await?;
+    check_reachable(config)?;
+    let mut runtime = Runtime::bind(&config.node, Role::Prefill, served, identity, shutdown).await?;
     let chunk_bytes = config.node.chunk_tokens as usize * runtime.served.layout.bytes_per_token();
     if chunk_bytes > MAX_CHUNK_BYTES {
         let fits = MAX_CHUNK_BYTES / runtime.served.layout.bytes_per_token();
@@ -53,7 +58,7 @@ pub async fn start(
     let dialer = Dialer::new(runtime.endpoint.clone(), Backoff::default());
     let server = server::Server::new(config, &runtime, dialer)?;
     let register = Register {
-        kv_address: None,
+        kv_address: Some(config.advertise.unwrap_or(runtime.quic_address)),
         max_session_tokens,
         kv_capacity_tokens: config.node.kv_capacity_tokens,
         max_sessions: config.node.max_num_seqs,
@@ -61,7 +66,23 @@ pub async fn start(
         after_chunk_tokens: config.after_chunk(runtime.served.layout.bytes_per_token()) as u32,
     };
     let load = server.load();
+    tokio::spawn(server.clone().accept_peers(runtime.endpoint.clone()));
     info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.served.model_id, "prefill node is up");
-    runtime.join(config.node.router.clone(), register, load, move |stream| server.serve(stream));
+    let serve = move |stream| server.serve(stream);
+    // Of a prompt that fails here nothing else can be had.
+    let offer = Offer { register, load, serve, prefill_failure: PrefillFailure::Fail };
+    runtime.join(&config.node, offer).await?;
     Ok(runtime)
+}
+
+/// A router sees where a node dials in from; a face, which is in the same process, does not.
+fn check_reachable(config: &Config) -> Result<(), StartError> {
+    let listen = config.node.listen;
+    if config.node.face.http.is_none() || config.advertise.is_some() || !listen.ip().is_unspecified() {
+        return Ok(());
+    }
+    Err(StartError::Flag(format!(
+        "with --http a node has to know where decode nodes reach it, which --listen {listen} does not tell; give --listen the \
+         address of one interface, or say with --advertise IP:PORT where its QUIC port is reached"
+    )))
 }

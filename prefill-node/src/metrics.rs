@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     pub(crate) encode_seconds: Histogram,
     pub(crate) raw_bytes: Family<Codec, Counter>,
     pub(crate) wire_bytes: Family<Codec, Counter>,
+    pub(crate) leases_active: Gauge,
+    pub(crate) leases_expired: Counter,
     transfer_failures: Family<Phase, Counter>,
 }
 
@@ -61,6 +63,14 @@ impl Metrics {
                 "prefill_kv_wire_bytes",
                 "Bytes written to the KV streams of the caches delivered",
                 Family::default(),
+            ),
+            leases_active: registry.gauge(
+                "prefill_kv_leases_active",
+                "Caches that are kept, coded, for a decode node to ask for",
+            ),
+            leases_expired: registry.counter(
+                "prefill_kv_leases_expired",
+                "Caches that were kept and given up, since nobody asked for them in time",
             ),
             transfer_failures: registry.register(
                 "prefill_kv_transfer_failures",

@@ -5,32 +5,34 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use node::failure::{fail, invalid};
-use node::{Capacity, Runtime, Served, trace};
+use node::{Admitted, Capacity, Runtime, Served, trace};
 use service::Shutdown;
 use service::trace::TARGET;
 use tracing::{Instrument, Span, info, info_span, warn};
 use transport::ids::NodeId;
-use transport::message::{Failure, FailureKind, FromPrefill, Load, Prefill, Request};
+use transport::message::{Failure, FailureKind, FinishReason, FromPrefill, Kept, Load, Prefill, Request};
 use transport::{Dialer, Stream};
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::leases::Leases;
 use crate::metrics::{Metrics, Outcome};
 use crate::ship::Shipper;
 
-/// How long the router may take to say what a stream is for.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a peer may take to say what a stream is for.
+pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The node's request handling; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
-    node: NodeId,
+    pub(crate) node: NodeId,
     served: Arc<Served>,
-    shipper: Shipper,
+    pub(crate) shipper: Shipper,
+    pub(crate) leases: Leases,
     capacity: Capacity,
     max_tokens: usize,
     metrics: Metrics,
-    shutdown: Shutdown,
+    pub(crate) shutdown: Shutdown,
 }
 
 impl Server {
@@ -53,6 +55,7 @@ impl Server {
             node: runtime.id.clone(),
             served: Arc::clone(&runtime.served),
             shipper,
+            leases: Leases::new(config.lease_time(), metrics.clone(), runtime.shutdown.clone()),
             capacity: Capacity::new(admitted, config.node.kv_capacity_tokens),
             max_tokens: config.node.max_session_tokens(&runtime.served) as usize,
             metrics,
@@ -80,8 +83,8 @@ impl Server {
     async fn answer(self, mut stream: Stream) {
         let prefill = match stream.receiver.recv_message::<Request>(REQUEST_DEADLINE).await {
             Ok(Request::Prefill(prefill)) => prefill,
-            Ok(Request::Reserve(_)) => {
-                let refusal = invalid("this is a prefill node; slots are reserved on decode nodes");
+            Ok(Request::Reserve(_) | Request::Deliver(_)) => {
+                let refusal = invalid("this is a prefill node; of a router it takes prompts only");
                 drop(stream.sender.send(&FromPrefill::Fail(refusal)).await);
                 return;
             }
@@ -104,8 +107,12 @@ impl Server {
         self.record(&span, &traced, &outcome);
         drop(traced);
         let Some(result) = outcome else { return };
-        let reply = result.map_or_else(FromPrefill::Fail, |()| FromPrefill::Prefilled);
-        if stream.sender.send(&reply).await.is_ok() {
+        let reply = result.unwrap_or_else(FromPrefill::Fail);
+        let told = stream.sender.send(&reply).await;
+        if let (Err(_), FromPrefill::Kept(kept)) = (&told, &reply) {
+            self.leases.give_up(kept.lease);
+        }
+        if told.is_ok() {
             // A node that drains closes its connections with its last task: not before the router has everything.
             drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
         }
@@ -122,14 +129,29 @@ impl Server {
         span
     }
 
-    async fn run(&self, prefill: Prefill) -> Result<(), Failure> {
+    async fn run(&self, mut prefill: Prefill) -> Result<FromPrefill, Failure> {
         if self.shutdown.is_draining() {
             return Err(fail(FailureKind::Draining, "the prefill node is shutting down"));
         }
         self.check(&prefill)?;
-        let _admitted = self.capacity.admit(prefill.token_ids.len() as u32)?;
+        let admitted = self.capacity.admit(prefill.token_ids.len() as u32)?;
         let _running = Running::new(&self.metrics);
-        self.shipper.deliver(prefill).await
+        match prefill.target.take() {
+            Some(target) => self.shipper.deliver(prefill, &target).await.map(|()| FromPrefill::Prefilled),
+            None => self.keep(prefill, admitted).await.map(FromPrefill::Kept),
+        }
+    }
+
+    /// Runs a prompt and keeps its cache, in the room that the prompt was admitted to.
+    async fn keep(&self, prefill: Prefill, admitted: Admitted) -> Result<Kept, Failure> {
+        let ends = node::sampling::ends(&prefill.sampling, &self.served.config);
+        let cache = self.shipper.keep(prefill).await?;
+        let (first_token, logprobs) = node::sampling::told(cache.first.clone());
+        let is_end = ends.contains(&first_token);
+        let reason = if is_end { FinishReason::Stop } else { FinishReason::Length };
+        let stats = cache.stats;
+        let (lease, expires) = self.leases.keep(cache, admitted);
+        Ok(Kept { lease, expires, first_token, logprobs, reason, stats })
     }
 
     fn check(&self, prefill: &Prefill) -> Result<(), Failure> {
@@ -144,10 +166,14 @@ impl Server {
         }
     }
 
-    fn record(&self, span: &Span, traced: &Span, outcome: &Option<Result<(), Failure>>) {
+    fn record(&self, span: &Span, traced: &Span, outcome: &Option<Result<FromPrefill, Failure>>) {
         let _entered = span.enter();
         let name = match outcome {
-            Some(Ok(())) => "delivered".to_owned(),
+            Some(Ok(FromPrefill::Kept(kept))) => {
+                info!(lease = %kept.lease, "kept for a decode node");
+                "kept".to_owned()
+            }
+            Some(Ok(_)) => "delivered".to_owned(),
             Some(Err(failure)) => {
                 warn!(kind = ?failure.kind, "prefill failed: {}", failure.message);
                 service::trace::fail(traced, &failure.message);

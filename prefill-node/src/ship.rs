@@ -6,20 +6,23 @@ use std::time::{Duration, Instant};
 
 use codec::{CodecKind, Coding};
 use node::compute::Coder;
-use node::failure::{fail, invalid, transfer};
+use node::failure::{invalid, transfer};
+use node::reach::{self, There};
 use node::{KvDigest, Served, sampling};
 use service::trace::TARGET;
 use tokio::sync::mpsc;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, info, info_span};
+use transport::ids::PromptDigest;
 use transport::message::{
-    DecodeTarget, Failure, FailureKind, KvCoding, KvMode, KvReply, KvStream, Prefill, PrefillStats,
+    DecodeTarget, Failure, KvCoding, KvMode, KvReply, KvStream, Prefill, PrefillStats, Role,
 };
-use transport::{CloseCode, Dialer, SendError, Stream};
+use transport::{Dialer, SendError, Stream};
 
 use crate::busy::{Busy, overlap};
 use crate::code::{Coded, code};
 use crate::engine::{Engine, Wanted, engine_gone};
+use crate::leases::Cache;
 use crate::metrics::{Codec, Metrics};
 
 /// Coded chunks that may wait for the wire.
@@ -42,28 +45,79 @@ pub(crate) struct Shipper {
 
 impl Shipper {
     /// Runs, codes and delivers a prompt. Dropping the future cancels all three.
-    pub(crate) async fn deliver(&self, prefill: Prefill) -> Result<(), Failure> {
-        let tokens = prefill.token_ids.len();
+    pub(crate) async fn deliver(&self, prefill: Prefill, target: &DecodeTarget) -> Result<(), Failure> {
+        let (tokens, coding) = (prefill.token_ids.len(), prefill.coding.clone());
+        let (mut coded, _wanted) = self.run(prefill)?;
+        // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
+        let first = coded.recv().await.ok_or_else(engine_gone)?;
+        self.ship(target, &coding, tokens, first, coded).await
+    }
+
+    /// Runs and codes a prompt, whose chunks are kept for a delivery to come. Dropping the future cancels both.
+    pub(crate) async fn keep(&self, prefill: Prefill) -> Result<Cache, Failure> {
+        let (tokens, coding) = (prefill.token_ids.len(), prefill.coding.clone());
+        let prompt = PromptDigest::of(&prefill.token_ids);
+        let (mut coded, _wanted) = self.run(prefill)?;
+        let mut chunks = Vec::new();
+        while let Some(item) = coded.recv().await {
+            match item {
+                Coded::Chunk(chunk) => chunks.push(chunk),
+                Coded::Done { first, stats, coding: busy, prompt_done } => {
+                    return Ok(Cache { prompt, tokens, coding, chunks, first, stats, busy, prompt_done });
+                }
+                Coded::Failed(failure) => {
+                    self.metrics.transfer_failed("compute");
+                    return Err(failure);
+                }
+            }
+        }
+        Err(engine_gone())
+    }
+
+    /// Delivers a cache that was kept.
+    pub(crate) async fn deliver_kept(&self, cache: &Cache, target: &DecodeTarget) -> Result<(), Failure> {
+        let Cache { chunks, first, stats, busy, prompt_done, .. } = cache.clone();
+        let done = Coded::Done { first, stats, coding: busy, prompt_done };
+        let mut coded = chunks.into_iter().map(Coded::Chunk).chain([done]);
+        let next = coded.next().ok_or_else(engine_gone)?;
+        let (out, rest) = mpsc::channel(cache.chunks.len() + 1);
+        for item in coded {
+            out.try_send(item).map_err(|_full| engine_gone())?;
+        }
+        self.ship(target, &cache.coding, cache.tokens, next, rest).await
+    }
+
+    /// Runs and codes a prompt, as long as what it gives is wanted.
+    fn run(&self, prefill: Prefill) -> Result<(mpsc::Receiver<Coded>, Wanted), Failure> {
         let coder = self.coder(&prefill.coding, &prefill.token_ids)?;
         let wanted = Wanted::new();
         let mode = prefill.coding.mode;
         let draws = sampling::draws(&prefill.sampling, &self.served.config, &prefill.token_ids);
         let blocks = self.engine.submit(prefill.token_ids, mode, draws, &wanted)?;
-        let (out, mut coded) = mpsc::channel(CODED_AHEAD);
+        let (out, coded) = mpsc::channel(CODED_AHEAD);
         let (chunk, span) = (self.after_chunk, Span::current());
         tokio::task::spawn_blocking(move || code(&coder, chunk, &span, blocks, out));
-        // The stream is opened with the first chunk in hand, so that its silence is never the engine's queue.
-        let first = coded.recv().await.ok_or_else(engine_gone)?;
-        let traced =
-            info_span!(target: TARGET, "ship", decode_node = %prefill.target.node, wire_bytes = Empty);
-        let shipped = self.ship(&prefill.target, &prefill.coding, tokens, first, coded);
-        let (stats, wire_bytes) = shipped.instrument(traced).await?;
-        self.record(&prefill.coding, tokens, wire_bytes, stats);
+        Ok((coded, wanted))
+    }
+
+    /// Ships the chunks, the first of which is there, and counts them.
+    async fn ship(
+        &self,
+        target: &DecodeTarget,
+        coding: &KvCoding,
+        tokens: usize,
+        first: Coded,
+        coded: mpsc::Receiver<Coded>,
+    ) -> Result<(), Failure> {
+        let traced = info_span!(target: TARGET, "ship", decode_node = %target.node, wire_bytes = Empty);
+        let sent = self.send(target, coding, tokens, first, coded).instrument(traced);
+        let (stats, wire_bytes) = sent.await?;
+        self.record(coding, tokens, wire_bytes, stats);
         Ok(())
     }
 
-    /// Sends the chunks, the first of which is there, and waits until they were accepted.
-    async fn ship(
+    /// Sends the chunks and waits until they were accepted.
+    async fn send(
         &self,
         target: &DecodeTarget,
         coding: &KvCoding,
@@ -113,27 +167,9 @@ impl Shipper {
     }
 
     async fn open(&self, target: &DecodeTarget) -> Result<Stream, Failure> {
-        match self.open_once(target).await {
-            // Perhaps a connection to what stood at this address before; a fresh one tells.
-            Err(failure) if failure.kind == FailureKind::Unreachable => self.open_once(target).await,
-            outcome => outcome,
-        }
-    }
-
-    async fn open_once(&self, target: &DecodeTarget) -> Result<Stream, Failure> {
-        let unreachable = |error: &dyn std::fmt::Display| {
-            fail(FailureKind::Unreachable, format!("cannot reach decode node {}: {error}", target.node))
-        };
-        let peer = self.dialer.peer(target.address, self.dial_deadline).await.map_err(|e| unreachable(&e))?;
-        let there = peer.hello();
-        if (&there.node, there.instance) != (&target.node, target.instance) {
-            self.dialer.forget(target.address, CloseCode::DONE, "another node is expected there");
-            return Err(unreachable(&format!("another run of node {} is at {}", there.node, target.address)));
-        }
-        peer.open().await.map_err(|e| {
-            self.dialer.forget(target.address, CloseCode::DONE, "no stream could be opened");
-            unreachable(&e)
-        })
+        let DecodeTarget { node, instance, address, .. } = target;
+        let there = There { role: Role::Decode, node, instance: *instance, address: *address };
+        reach::open(&self.dialer, there, self.dial_deadline).await
     }
 
     fn record(&self, coding: &KvCoding, tokens: usize, wire_bytes: u64, stats: PrefillStats) {

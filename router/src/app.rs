@@ -24,6 +24,7 @@ use crate::api;
 use crate::board::{self, Feed};
 use crate::config::Config;
 use crate::error::Error;
+use crate::handover::Rules;
 use crate::metrics::Metrics;
 use crate::model::RouterModel;
 use crate::openapi;
@@ -52,6 +53,7 @@ pub(crate) struct App {
     pub(crate) relay: Relay,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
+    pub(crate) handover: Rules,
     /// What the page at `/` shows.
     pub(crate) feed: Feed,
     created: u64,
@@ -84,6 +86,7 @@ impl App {
             chat_template: text.chat_template,
             feed: Feed::new(metrics.board.clone(), relay.cluster().clone(), model),
             places: Arc::new(Semaphore::new(config.max_requests as usize)),
+            handover: Rules { is_taken: config.kv_transfer_params, face_of: config.face_of },
             relay,
             metrics,
             shutdown,

@@ -143,12 +143,37 @@ impl Choice {
         Self::new(Way::Local, Reason::Only).bypassing(why, why.words().to_owned())
     }
 
+    /// A prefill node keeps the cache already, and has coded it.
+    pub(crate) fn kept(codec: KvCodec, mode: KvMode) -> Self {
+        Self::new(Way::Split { codec, mode }, Reason::Asked)
+    }
+
     fn bypassing(self, bypass: Bypass, words: String) -> Self {
         Self { bypass: Some(bypass), bypass_reason: Some(words), ..self }
     }
 
     fn new(way: Way, reason: Reason) -> Self {
         Self { way, reason, predicted_ms: None, bypass_reason: None, bypass: None, queue_ms: None }
+    }
+}
+
+/// How a cache is coded that waits for a decode node which is not known yet: as asked, otherwise as small as can be without
+/// measurements.
+pub(crate) fn for_keeping(wanted: &Wanted<'_>, has_plan: bool) -> (KvCodec, KvMode) {
+    match wanted.kv.codec {
+        KvCodec::Auto if has_plan && wanted.prompt_tokens > SHORT_TOKENS => {
+            (KvCodec::Kvtc, mode_of(KvCodec::Kvtc, wanted.kv.mode))
+        }
+        KvCodec::Auto => (KvCodec::Lossless, KvMode::Stream),
+        codec => (codec, mode_of(codec, wanted.kv.mode)),
+    }
+}
+
+/// When a cache is coded whose codec is given.
+fn mode_of(codec: KvCodec, wish: Wish) -> KvMode {
+    match (codec, wish) {
+        (KvCodec::Kvtc, Wish::Auto | Wish::After) => KvMode::After,
+        _ => KvMode::Stream,
     }
 }
 
@@ -209,10 +234,7 @@ impl Outlook<'_> {
     }
 
     fn asked(&self, codec: KvCodec) -> Choice {
-        let mode = match (codec, self.wanted.kv.mode) {
-            (KvCodec::Kvtc, Wish::Auto | Wish::After) => KvMode::After,
-            _ => KvMode::Stream,
-        };
+        let mode = mode_of(codec, self.wanted.kv.mode);
         let predicted = |setting: &Setting| setting.split(&self.coder(setting, codec, mode)).ms;
         let predicted_ms = self.setting.as_ref().map(predicted);
         Choice { predicted_ms, ..Choice::new(Way::Split { codec, mode }, Reason::Asked) }

@@ -7,7 +7,7 @@ use transport::message::{KvCoding, PrefillStats, Transfer};
 use super::*;
 use crate::measured::Gauges;
 
-const RULES: Rules = Rules { local_prefill: LocalPrefill::Never, bytes_per_token: 6144 };
+const RULES: Rules = Rules { local_prefill: LocalPrefill::Never, bytes_per_token: 6144, keeps: false };
 
 fn candidate(name: &str) -> Candidate {
     Candidate {
@@ -30,6 +30,7 @@ fn wanted(prompt_tokens: u32, codec: KvCodec, mode: Wish) -> Wanted<'static> {
         kv: KvOptions { report: false, codec, tier: 32, mode },
         pinned: None,
         affinity: None,
+        kept: None,
         local: None,
     }
 }

@@ -91,7 +91,7 @@ pub(crate) struct Assigned {
     pub(crate) id: NodeId,
     pub(crate) role: Role,
     pub(crate) peer: Peer,
-    /// Where prefill nodes reach it; decode nodes only.
+    /// Where other nodes reach it, if they do.
     pub(crate) kv_address: Option<SocketAddr>,
     load: Arc<AtomicU32>,
 }
@@ -100,7 +100,7 @@ pub(crate) struct Assigned {
 #[derive(Debug)]
 pub(crate) struct Pair {
     pub(crate) decode: Assigned,
-    /// The prefill node and the coding between the two; none for a local prefill.
+    /// The prefill node and the coding between the two; none for a local prefill, or when the cache is kept already.
     pub(crate) prefill: Option<(Assigned, KvCoding)>,
     /// How it came to be so.
     pub(crate) choice: Choice,
@@ -154,8 +154,24 @@ impl Cluster {
                 choice.queue_ms.into_iter().for_each(|ms| gauges.queue(&prefill, ms));
                 Pair { decode: found(&decode), prefill: Some((found(&prefill), coding)), choice }
             }
-            Placement::Local { decode } => Pair { decode: found(&decode), prefill: None, choice },
+            Placement::Local { decode } | Placement::Kept { decode } => {
+                Pair { decode: found(&decode), prefill: None, choice }
+            }
         })
+    }
+
+    /// Chooses a prefill node that is to keep a cache, without those in `avoided`, and counts it as its load.
+    pub(crate) fn place_keeper(
+        &self,
+        wanted: &Wanted<'_>,
+        avoided: &[NodeId],
+    ) -> Result<(Assigned, KvCoding), Unplaceable> {
+        let mut members = self.members();
+        members.placed += 1;
+        let turn = Turn { number: members.placed, explore: false };
+        let (node, coding) = policy::place_keeper(&members.candidates(avoided), wanted, turn)?;
+        let node = members.assign(&node).expect("placed on a node that was listed; this is a bug");
+        Ok((node, coding))
     }
 
     /// Takes what a request that came to its first token has shown of the nodes.
@@ -204,6 +220,7 @@ impl Cluster {
         let needs_prefill = self.shared.rules.local_prefill == LocalPrefill::Never;
         match (members.draining, decode, prefill) {
             (true, _, _) => self.shared.readiness.set_unready("draining"),
+            (false, 0, 1..) if self.shared.rules.keeps => self.shared.readiness.set_ready(),
             (false, 0, _) => self.shared.readiness.set_unready("no decode node is registered"),
             (false, _, 0) if needs_prefill => {
                 self.shared.readiness.set_unready("no prefill node is registered");

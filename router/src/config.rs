@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use transport::message::Role;
 
 use crate::model::RouterModel;
 use crate::policy::{LocalPrefill, PrefillFailure, Rules};
@@ -50,6 +51,13 @@ pub struct Config {
     /// What becomes of a request whose prefill has failed on the nodes tried: an error, or a prompt pass on a decode node.
     #[arg(long, env = "KVFERRY_PREFILL_FAILURE", value_enum, default_value_t)]
     pub prefill_failure: PrefillFailure,
+    /// Take and answer kv_transfer_params as vLLM does, so that proxies for its prefill and decode instances can use this cluster
+    /// as either; otherwise the field is ignored.
+    #[arg(long, env = "KVFERRY_KV_TRANSFER_PARAMS")]
+    pub kv_transfer_params: bool,
+    /// The kind of the one node that this router stands in front of, where it is that node's own face; no flag asks for it.
+    #[arg(skip)]
+    pub face_of: Option<Role>,
     /// Other nodes tried, before the first token only, when one is busy, draining, or cannot be reached.
     #[arg(long, env = "KVFERRY_RETRIES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=16))]
     pub retries: u32,
@@ -88,6 +96,8 @@ impl Config {
             allowed_origins: vec!["*".into()],
             local_prefill: LocalPrefill::default(),
             prefill_failure: PrefillFailure::default(),
+            kv_transfer_params: false,
+            face_of: None,
             retries: 1,
             reserve_seconds: Duration::from_secs(5),
             first_token_seconds: Duration::from_secs(120),
@@ -98,7 +108,11 @@ impl Config {
     }
 
     pub(crate) fn rules(&self, model: &RouterModel) -> Rules {
-        Rules { local_prefill: self.local_prefill, bytes_per_token: model.bytes_per_token() }
+        Rules {
+            local_prefill: self.local_prefill,
+            bytes_per_token: model.bytes_per_token(),
+            keeps: self.kv_transfer_params,
+        }
     }
 }
 

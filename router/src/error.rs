@@ -7,8 +7,9 @@ use axum::response::{IntoResponse, Response};
 use openai::chat::RenderError;
 use openai::tokenizer::EncodeError;
 use openai::{ApiError, ErrorBody, InvalidRequest};
-use transport::message::FailureKind;
+use transport::message::{FailureKind, Role};
 
+use crate::handover::TicketError;
 use crate::leg::{Cause, NodeError};
 use crate::policy::Unplaceable;
 
@@ -55,6 +56,10 @@ pub(crate) enum Error {
     Unplaceable(#[from] Unplaceable),
     #[error(transparent)]
     Node(#[from] NodeError),
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
+    #[error("{}", other_node(*.role))]
+    OtherNode { role: Role },
     #[error("the router is shutting down; try again elsewhere")]
     Draining,
     #[error("internal fault: {reason}")]
@@ -108,6 +113,8 @@ impl Error {
             Self::Unplaceable(Unplaceable::NoDecode | Unplaceable::NoPrefill) => {
                 face(S::SERVICE_UNAVAILABLE, UNAVAILABLE, "no_node", true)
             }
+            Self::Ticket(_) => face(S::BAD_REQUEST, INVALID, "kv_ticket_refused", false),
+            Self::OtherNode { .. } => face(S::BAD_REQUEST, INVALID, "other_node", false),
             Self::Overloaded { .. } => {
                 face(S::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", true)
             }
@@ -145,6 +152,8 @@ impl Error {
             }
             Self::Unplaceable(Unplaceable::NoPlan) => Some("kv_codec"),
             Self::NoChatTemplate | Self::Chat(_) => Some("messages"),
+            Self::Ticket(_) => Some("kv_transfer_params.kvferry_ticket"),
+            Self::OtherNode { .. } => Some("kv_transfer_params"),
             Self::BodyTooLarge { .. }
             | Self::BodyBroken { .. }
             | Self::BodyLate { .. }
@@ -172,6 +181,19 @@ impl Error {
                 param: self.param().map(str::to_owned),
                 code: Some(code.to_owned()),
             },
+        }
+    }
+}
+
+/// What a node's own face says to those who want what another kind of node does.
+fn other_node(role: Role) -> &'static str {
+    match role {
+        Role::Decode => {
+            "this is a decode node: it keeps no caches for others; send do_remote_decode to a prefill node"
+        }
+        Role::Prefill | Role::Router => {
+            "this is a prefill node: it runs prompts and generates nothing; send kv_transfer_params with do_remote_decode \
+             true, and what it answers to a decode node; or ask a router, which does both"
         }
     }
 }

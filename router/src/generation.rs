@@ -59,6 +59,21 @@ impl Text {
         Self { tokenizer: tokenizer.clone(), detokenizer, stop: StopMatcher::new(stop), echo }
     }
 
+    /// All of a generation of one token.
+    pub(crate) fn only(mut self, Drawn { id, logprobs }: Drawn, reason: NodeReason) -> Piece {
+        let logprobs = logprobs.map(|logprobs| self.logprobs(id, &logprobs)).into_iter().collect();
+        let token = self.detokenizer.push(id) + &self.detokenizer.finish();
+        let delivery = self.stop.push(&token);
+        let mut text = std::mem::take(&mut self.echo) + &delivery.text;
+        let end = if delivery.stopped {
+            FinishReason::Stop
+        } else {
+            text.push_str(&self.stop.finish());
+            told(reason)
+        };
+        Piece { text, logprobs, generated: 1, end: Some(end) }
+    }
+
     fn token(&self, id: u32, logprob: f32) -> TokenLogprob {
         let bytes = self.tokenizer.token_bytes(id);
         TokenLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes }
@@ -196,11 +211,7 @@ impl Generation {
             return self.end(text, FinishReason::Stop);
         }
         text.push_str(&self.text.stop.finish());
-        let reason = match reason {
-            NodeReason::Stop => FinishReason::Stop,
-            NodeReason::Length => FinishReason::Length,
-        };
-        self.end(text, reason)
+        self.end(text, told(reason))
     }
 
     /// Lets the nodes go; if they were still at work, that cancels them.
@@ -212,6 +223,14 @@ impl Generation {
 
     fn piece(&mut self, text: String, end: Option<FinishReason>) -> Piece {
         Piece { text, logprobs: std::mem::take(&mut self.logprobs), generated: self.generated, end }
+    }
+}
+
+/// A node's reason as the API tells it.
+fn told(reason: NodeReason) -> FinishReason {
+    match reason {
+        NodeReason::Stop => FinishReason::Stop,
+        NodeReason::Length => FinishReason::Length,
     }
 }
 

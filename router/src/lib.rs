@@ -15,6 +15,7 @@
 //! | `api`, `sse` | what each route takes and answers |
 //! | `sequences`, `transfers` | all that one request generates; its report |
 //! | `relay`, `leg`, `generation` | one sequence: on the cluster, on one node, as text |
+//! | `handover` | caches that one request leaves to another: `kv_transfer_params` |
 //! | `cluster`, `nodes`, `policy` | who is there, how they come and go, who is chosen |
 //! | `choice`, `latency` | how a cache is coded and sent; the arithmetic behind it |
 //! | `estimates`, `line`, `measured` | what requests have shown: speeds and sizes, their averages, their gauges |
@@ -36,6 +37,7 @@ mod config;
 mod error;
 mod estimates;
 mod generation;
+mod handover;
 mod latency;
 mod leg;
 mod line;

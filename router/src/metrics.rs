@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use service::Registry;
 use service::metrics::{RATIOS, SECONDS};
 use tracing::Span;
+use transport::message::PrefillStats;
 
 use crate::board::{Board, Entry};
 use crate::choice::Bypass;
@@ -247,6 +248,14 @@ impl Metrics {
         self.decided(transfer, bypass);
         self.transferred(transfer);
         self.vllm.begin(arrived, prompt_tokens, transfer)
+    }
+
+    /// A prompt has run, and its cache is kept for a request to come.
+    pub(crate) fn kept(&self, arrived: Instant, prompt_tokens: u32, stats: &PrefillStats) -> Course {
+        let (prefill, queue) = (f64::from(stats.prefill_ms) / 1e3, f64::from(stats.queue_ms) / 1e3);
+        self.prefill_seconds.observe(prefill);
+        self.prefill_queue_seconds.observe(queue);
+        self.vllm.begin_local(arrived, prompt_tokens, queue, prefill)
     }
 
     fn decided(&self, transfer: &KvTransfer, bypass: Option<Bypass>) {

@@ -6,11 +6,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
-use openai::KvOptions;
+use openai::{KvCodec, KvOptions};
 use transport::ids::NodeId;
-use transport::message::{FailureKind, KvCoding, Role};
+use transport::message::{FailureKind, KvCoding, KvMode, Role};
 
-use crate::choice::{Bypass, Choice, decide};
+use crate::choice::{Bypass, Choice, decide, for_keeping};
 use crate::estimates::Estimates;
 use crate::latency::Way;
 use crate::leg::{Cause, NodeError, Phase};
@@ -87,6 +87,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) pinned: Option<&'a str>,
     /// Requests with the same go to the same prefill node, as long as its load allows.
     pub(crate) affinity: Option<u64>,
+    /// How the cache is coded, where a prefill node keeps it already.
+    pub(crate) kept: Option<(KvCodec, KvMode)>,
     /// Why a decode node has to run the prompt, if it has to.
     pub(crate) local: Option<Bypass>,
 }
@@ -97,6 +99,8 @@ pub(crate) struct Rules {
     pub(crate) local_prefill: LocalPrefill,
     /// Bytes of bf16 cache that a token has.
     pub(crate) bytes_per_token: u32,
+    /// Whether prefill nodes may be asked to keep caches, for which no decode node is needed here.
+    pub(crate) keeps: bool,
 }
 
 /// Whose turn it is where the choice is otherwise even.
@@ -115,6 +119,8 @@ pub(crate) enum Placement {
     Split { prefill: NodeId, decode: NodeId, coding: KvCoding },
     /// One node does both.
     Local { decode: NodeId },
+    /// One node generates, from a cache that a prefill node keeps.
+    Kept { decode: NodeId },
 }
 
 /// Why a request cannot run anywhere.
@@ -148,6 +154,12 @@ pub(crate) fn place(
 ) -> Result<(Placement, Choice), Unplaceable> {
     let needed = wanted.prompt_tokens.saturating_add(wanted.max_tokens);
     let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
+    if let (Some((codec, mode)), None) = (wanted.kept, wanted.local) {
+        let can_decode = |candidate: &&Candidate| candidate.has_plan || !codec.is_transform();
+        let decode = least_loaded(decode.into_iter().filter(can_decode), turn.number);
+        let decode = decode.ok_or(Unplaceable::NoPlan)?.node.clone();
+        return Ok((Placement::Kept { decode }, Choice::kept(codec, mode)));
+    }
     if let Some(why) = wanted.local.or_else(|| must_be_local(candidates, rules)) {
         let decode = least_loaded(decode, turn.number).ok_or(Unplaceable::NoDecode)?;
         return Ok((Placement::Local { decode: decode.node.clone() }, Choice::local(why)));
@@ -171,6 +183,25 @@ pub(crate) fn place(
         }
     };
     Ok((placement, choice))
+}
+
+/// Chooses a prefill node that is to keep a cache for a decode node which somebody else will choose.
+pub(crate) fn place_keeper(
+    candidates: &Candidates,
+    wanted: &Wanted<'_>,
+    turn: Turn,
+) -> Result<(NodeId, KvCoding), Unplaceable> {
+    let nodes = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
+    let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
+    let nodes = pinned(nodes, wanted.pinned)?.into_iter().filter(can_code);
+    let node = match wanted.affinity {
+        None => least_loaded(nodes, turn.number),
+        Some(affinity) => nearest(nodes, affinity),
+    };
+    let node = node.ok_or(Unplaceable::NoPlan)?;
+    let (codec, mode) = for_keeping(wanted, node.has_plan);
+    let coding = KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier, mode };
+    Ok((node.node.clone(), coding))
 }
 
 /// Why a decode node has to run the prompt, whatever the request asks for.

@@ -33,11 +33,12 @@ fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted<'static> {
         kv: KvOptions { report: false, codec, tier: 16, mode: Wish::Auto },
         pinned: None,
         affinity: None,
+        kept: None,
         local: None,
     }
 }
 
-const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, bytes_per_token: 6144 };
+const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, bytes_per_token: 6144, keeps: false };
 
 fn nothing_known() -> Estimates {
     Estimates::new(Gauges::new(&service::Registry::new()))
@@ -57,6 +58,7 @@ fn placed(candidates: &Candidates, wanted: &Wanted<'_>, rules: &Rules, number: u
             format!("{prefill}>{decode}:{}", choice.way.name())
         }
         Ok((Placement::Local { decode }, _)) => decode.0,
+        Ok((Placement::Kept { decode }, choice)) => format!("kept>{decode}:{}", choice.way.name()),
         Err(reason) => reason.to_string(),
     }
 }
@@ -213,4 +215,35 @@ fn a_cache_that_did_not_come_is_told_from_a_request_that_is_wrong() {
         let error = error(role, cause);
         assert_eq!(is_prefill_failure(&error), expected, "{error}");
     }
+}
+
+#[test]
+fn a_kept_cache_needs_a_decode_node_that_can_read_it_and_no_prefill_node() {
+    let kept = Wanted { kept: Some((KvCodec::Kvtc, KvMode::After)), ..wanted(10, KvCodec::Auto) };
+    let poor = Candidate { has_plan: false, ..node("poor", 0) };
+    let nodes = candidates(vec![], vec![poor.clone(), node("rich", 5)]);
+    assert_eq!(placed(&nodes, &kept, &AUTO, 0), "kept>rich:kvtc/after");
+    let lost = Wanted { local: Some(Bypass::PrefillFailed), ..kept };
+    assert_eq!(placed(&nodes, &lost, &AUTO, 0), "poor");
+    assert_eq!(place_new(&candidates(vec![], vec![poor]), &kept, &AUTO), Err(Unplaceable::NoPlan));
+}
+
+#[test]
+fn a_cache_that_is_to_be_kept_is_coded_by_what_the_node_can() {
+    let turn = Turn { number: 0, explore: false };
+    let coding = |node: Candidate, wanted: &Wanted<'_>| {
+        let (_, coding) = place_keeper(&candidates(vec![node], vec![]), wanted, turn)?;
+        Ok((coding.codec, coding.mode))
+    };
+    let told = |codec: &str, mode| Ok((codec.to_owned(), mode));
+    let poor = || Candidate { has_plan: false, ..node("p", 0) };
+    assert_eq!(coding(node("p", 0), &wanted(500, KvCodec::Auto)), told("kvtc", KvMode::After));
+    assert_eq!(coding(node("p", 0), &wanted(100, KvCodec::Auto)), told("lossless", KvMode::Stream));
+    assert_eq!(coding(poor(), &wanted(500, KvCodec::Auto)), told("lossless", KvMode::Stream));
+    assert_eq!(coding(node("p", 0), &wanted(500, KvCodec::Fp8)), told("fp8", KvMode::Stream));
+    assert_eq!(coding(poor(), &wanted(500, KvCodec::Kvtc)), Err(Unplaceable::NoPlan));
+    assert_eq!(
+        place_keeper(&Candidates::default(), &wanted(500, KvCodec::Auto), turn),
+        Err(Unplaceable::NoPrefill)
+    );
 }

@@ -6,6 +6,10 @@
 //!   ▲                                                              │
 //!   └── another node, while may_retry, before the first token ◄── failure: both legs dropped, which resets them
 //! ```
+//! Caches that are handed over between requests take the first half and the second half of that way: [`keep`].
+
+mod job;
+pub(crate) mod keep;
 
 use std::time::Duration;
 
@@ -25,9 +29,10 @@ use crate::choice::{Bypass, Choice};
 use crate::cluster::{Assigned, Cluster, Pair};
 use crate::config::Config;
 use crate::error::Error;
+use crate::handover::KeptCache;
 use crate::leg::{Cause, Leg, NodeError, Phase};
 use crate::metrics::Metrics;
-use crate::policy::{self, PrefillFailure, Wanted};
+use crate::policy::{self, PrefillFailure};
 use crate::trace;
 
 /// When decode reports a broken transfer, how long prefill is given to say what really happened.
@@ -54,6 +59,8 @@ pub(crate) struct Job {
     pub(crate) sampling: Sampling,
     pub(crate) kv: KvOptions,
     pub(crate) pins: Pins,
+    /// Where its cache is kept, if it is.
+    pub(crate) kept: Option<KeptCache>,
     /// Its line on the board.
     pub(crate) entry: Entry,
     /// When the request arrived, of the sequence that begins at once.
@@ -106,15 +113,7 @@ impl Relay {
 
     /// Runs a request up to its first token, on other nodes where the first ones cannot.
     pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
-        let prompt_tokens = prompt_tokens(job);
-        let mut wanted = Wanted {
-            prompt_tokens,
-            max_tokens: job.max_tokens,
-            kv: job.kv,
-            pinned: job.pins.prefill.as_deref(),
-            affinity: job.pins.session.as_ref().map(policy::hash),
-            local: None,
-        };
+        let mut wanted = job.wanted();
         let mut avoided: Vec<NodeId> = Vec::new();
         let mut last_error: Option<NodeError> = None;
         loop {
@@ -129,7 +128,9 @@ impl Relay {
                 Err(error) => error,
             };
             self.metrics.node_failed(error.role.name(), Error::Node(error.clone()).face().code);
-            if avoided.len() >= self.retries as usize || !policy::may_retry(&error.cause) {
+            // There is no other node that keeps it.
+            let is_over = job.kept.is_some() && policy::is_prefill_failure(&error);
+            if is_over || avoided.len() >= self.retries as usize || !policy::may_retry(&error.cause) {
                 if self.prefill_failure == PrefillFailure::Fail
                     || wanted.local.is_some()
                     || !policy::is_prefill_failure(&error)
@@ -153,8 +154,10 @@ impl Relay {
         let Pair { decode, prefill, choice } = pair;
         let failed = |phase| move |_: &NodeError| self.metrics.failed(phase);
         let (kv_address, instance) = (decode.kv_address, decode.peer.hello().instance);
+        let source = job.source(prefill.is_some(), choice.way);
+        let is_kept = matches!(source, KvSource::Kept(_));
         let Reserved { leg: mut decode, ticket, waited } =
-            self.reserve(job, decode, prefill.is_none()).await.inspect_err(failed("reserve"))?;
+            self.reserve(job, decode, source).await.inspect_err(failed("reserve"))?;
         let mut prefill = match prefill {
             None => None,
             Some((node, coding)) => {
@@ -162,7 +165,7 @@ impl Relay {
                     || decode.error(Cause::Protocol("it registered without a KV address".into()));
                 let address = kv_address.ok_or_else(no_address)?;
                 let target = DecodeTarget { node: decode.node().id.clone(), instance, address, ticket };
-                let called = self.prefill(job, node, coding, target).await;
+                let called = self.prefill(job, node, coding, Some(target)).await;
                 let called = called.inspect_err(failed("prefill"))?;
                 self.metrics.dispatched(job.arrived.filter(|_| is_first), waited);
                 Some(called)
@@ -175,14 +178,15 @@ impl Relay {
             // The cache is there, so prefill is done but for saying so; the client need not wait for that.
             tokio::spawn(prefill.settle(self.reserve));
         }
-        self.cluster.learn(prompt_tokens(job), &decode.node().id, &transfer);
+        if !is_kept {
+            self.cluster.learn(prompt_tokens(job), &decode.node().id, &transfer);
+        }
         let (entry, deadline) = (job.entry.clone(), self.next_token);
         Ok(Tokens { first, transfer, choice, entry, decode, deadline })
     }
 
-    async fn reserve(&self, job: &Job, node: Assigned, is_local: bool) -> Result<Reserved, NodeError> {
-        let source =
-            if is_local { KvSource::Local { token_ids: job.token_ids.clone() } } else { KvSource::Remote };
+    async fn reserve(&self, job: &Job, node: Assigned, source: KvSource) -> Result<Reserved, NodeError> {
+        let is_local = matches!(source, KvSource::Local { .. });
         let request = Request::Reserve(Reserve {
             request: job.request,
             prompt_tokens: prompt_tokens(job),
@@ -213,7 +217,7 @@ impl Relay {
         job: &Job,
         node: Assigned,
         coding: KvCoding,
-        target: DecodeTarget,
+        target: Option<DecodeTarget>,
     ) -> Result<Leg, NodeError> {
         // Ends with the leg, when prefill has said that it is done.
         let traced = info_span!(target: TARGET, "prefill", otel.kind = "client", prefill_node = %node.id);
@@ -316,6 +320,7 @@ async fn prefill_outcome(leg: &mut Leg, left: Duration) -> Result<(), NodeError>
     match leg.recv(Phase::FirstToken, left).await? {
         FromPrefill::Prefilled => Ok(()),
         FromPrefill::Fail(failure) => Err(leg.error(Cause::Failed(failure))),
+        FromPrefill::Kept(_) => Err(leg.error(Cause::Protocol("Kept came out of turn".into()))),
     }
 }
 

@@ -195,6 +195,7 @@ impl Start {
             sampling,
             kv: ask.kv,
             pins: ask.pins.clone(),
+            kept: ask.kept.clone(),
             entry: record.entry(),
             // Later ones may have waited for earlier ones, which is not the router's doing.
             arrived: is_first.then(|| record.arrived()),
@@ -224,7 +225,7 @@ const _: () = assert!(
 );
 
 /// The API's settings as nodes take them.
-fn sampling(options: &SamplingOptions, logprobs: Option<u8>) -> Sampling {
+pub(crate) fn sampling(options: &SamplingOptions, logprobs: Option<u8>) -> Sampling {
     Sampling {
         temperature: options.temperature,
         top_p: options.top_p,

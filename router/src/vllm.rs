@@ -159,13 +159,35 @@ impl Vllm {
         prompt_tokens: u32,
         transfer: &KvTransfer,
     ) -> Course {
-        let now = Instant::now();
-        self.first_token.observe(now.duration_since(arrived).as_secs_f64());
-        self.prompt_tokens.inc_by(prompt_tokens.into());
         let source = match transfer.source {
             KvSource::Remote => Source::ExternalKvTransfer,
             KvSource::Local => Source::LocalCompute,
         };
+        let times = (transfer.queue_ms / 1e3, transfer.prefill_ms / 1e3);
+        self.begin_from(source, arrived, prompt_tokens, times)
+    }
+
+    /// The same of a request whose cache has not travelled; wait and prompt pass in seconds.
+    pub(crate) fn begin_local(
+        self: &Arc<Self>,
+        arrived: Instant,
+        prompt_tokens: u32,
+        queue: f64,
+        prefill: f64,
+    ) -> Course {
+        self.begin_from(Source::LocalCompute, arrived, prompt_tokens, (queue, prefill))
+    }
+
+    fn begin_from(
+        self: &Arc<Self>,
+        source: Source,
+        arrived: Instant,
+        prompt_tokens: u32,
+        (queue, prefill): (f64, f64),
+    ) -> Course {
+        let now = Instant::now();
+        self.first_token.observe(now.duration_since(arrived).as_secs_f64());
+        self.prompt_tokens.inc_by(prompt_tokens.into());
         self.sources.get_or_create(&self.model.of(source)).inc_by(prompt_tokens.into());
         Course {
             vllm: Arc::clone(self),
@@ -174,8 +196,8 @@ impl Vllm {
             last_token: now,
             prompt_tokens,
             generated: 0,
-            queue: transfer.queue_ms / 1e3,
-            prefill: transfer.prefill_ms / 1e3,
+            queue,
+            prefill,
             reason: "abort",
             span: info_span!(target: TARGET, "generation", completion_tokens = Empty, finish_reason = Empty),
         }

@@ -371,7 +371,7 @@ async fn browsers_may_call_from_allowed_origins() {
 
 #[tokio::test]
 async fn every_described_field_is_read_and_every_described_route_is_there() {
-    let bench = Bench::new().await;
+    let bench = Bench::with(|config| config.kv_transfer_params = true).await;
     let description =
         bench.client.get(bench.url("/openapi.json")).send().await.unwrap().text().await.unwrap();
     let description: Value = serde_json::from_str(&description).unwrap();

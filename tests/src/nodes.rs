@@ -78,10 +78,10 @@ impl Nodes {
         let runtimes = [prefill.expect("the prefill node starts"), decode.expect("the decode node starts")];
         let (mut prefill, mut decode) = (None, None);
         while prefill.is_none() || decode.is_none() {
-            let (peer, kv_address) = registered(&router).await;
-            match kv_address {
-                None => prefill = Some(peer),
-                Some(address) => decode = Some((peer, address)),
+            let (peer, address) = registered(&router).await;
+            match peer.hello().role {
+                Role::Prefill => prefill = Some(peer),
+                _ => decode = Some((peer, address)),
             }
         }
         let (prefill, (decode, kv_address)) = prefill.zip(decode).expect("both have registered");
@@ -165,7 +165,7 @@ impl Nodes {
             token_ids: asked.prompt.clone(),
             sampling: asked.sampling.clone(),
             coding: KvCoding { codec: "raw".into(), tier: 32, mode: KvMode::Stream },
-            target,
+            target: Some(target),
             trace: None,
         });
         ask(&self.prefill, &request).await
@@ -201,15 +201,15 @@ fn served(loaded: &Arc<Loaded>, args: &NodeArgs) -> Arc<Served> {
     })
 }
 
-/// The next node, with where it takes caches.
-async fn registered(router: &Endpoint) -> (Peer, Option<SocketAddr>) {
+/// The next node, with where other nodes reach it.
+async fn registered(router: &Endpoint) -> (Peer, SocketAddr) {
     let peer = tokio::time::timeout(PATIENCE, router.accept()).await.expect("a node in time");
     let peer = peer.expect("the endpoint is open").expect("the node is let in");
     let mut control = peer.accept().await.expect("a control stream");
     let Control::Register(register) = recv(&mut control).await else { panic!("a node registers first") };
     // Heartbeats are taken for as long as the node lives.
     tokio::spawn(async move { while control.receiver.recv_message::<Control>(PATIENCE).await.is_ok() {} });
-    (peer, register.kv_address)
+    (peer, register.kv_address.expect("both kinds of node are reached by the other"))
 }
 
 async fn ask(peer: &Peer, request: &Request) -> Stream {

@@ -7,7 +7,7 @@ use codec::{CodecKind, Coding, Encoder};
 use half::bf16;
 use model::{Draws, KvCache};
 use node::prompt::{Progress, export};
-use node::{KvDigest, Loaded, NodeArgs, PromptPass, Runtime, Served};
+use node::{KvDigest, Loaded, NodeArgs, Offer, PrefillFailure, PromptPass, Runtime, Served};
 use service::Shutdown;
 use tokio::sync::mpsc;
 use transport::message::{KvCoding, KvMode, KvStream, Load, Prefill, PrefillStats, Register, Request, Role};
@@ -53,7 +53,7 @@ impl StubPrefill {
         let shutdown = Shutdown::new(std::time::Duration::from_secs(1));
         let served = Arc::new(Served::on_host(Arc::clone(loaded)));
         let runtime = Runtime::bind(&args, Role::Prefill, served, identity, shutdown);
-        let runtime = runtime.await.expect("the stub starts");
+        let mut runtime = runtime.await.expect("the stub starts");
         let register = Register {
             kv_address: None,
             max_session_tokens: 8192,
@@ -71,7 +71,9 @@ impl StubPrefill {
                 }
             });
         };
-        runtime.join(args.router.clone(), register, Load::default, take);
+        let offer =
+            Offer { register, load: Load::default, serve: take, prefill_failure: PrefillFailure::Fail };
+        runtime.join(&args, offer).await.expect("the stub has no face");
         Self { runtime, jobs }
     }
 
@@ -91,10 +93,11 @@ impl StubPrefill {
     /// # Panics
     /// When the decode node cannot be reached.
     pub async fn open(&self, prefill: &Prefill) -> Stream {
-        let peer = self.runtime.endpoint.connect(prefill.target.address).await.expect("decode is reached");
+        let target = prefill.target.as_ref().expect("the router names a decode node");
+        let peer = self.runtime.endpoint.connect(target.address).await.expect("decode is reached");
         let mut stream = peer.open().await.expect("a stream opens");
         let begin = KvStream::Begin {
-            ticket: prefill.target.ticket,
+            ticket: target.ticket,
             coding: KvCoding { codec: "raw".into(), tier: 32, mode: KvMode::Stream },
             prompt_tokens: prefill.token_ids.len() as u32,
             trace: None,

@@ -27,6 +27,34 @@ impl Ticket {
     }
 }
 
+/// A cache that a prefill node keeps. Whoever holds it may have the cache delivered to one decode node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LeaseId(pub Uuid);
+
+impl LeaseId {
+    /// A fresh random lease; 122 random bits, so it cannot be guessed by another request.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+/// Tells prompts apart: BLAKE3 over the token ids as little-endian `u32`, first 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PromptDigest(pub [u8; 16]);
+
+impl PromptDigest {
+    /// The digest of a prompt.
+    pub fn of(token_ids: &[u32]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for id in token_ids {
+            hasher.update(&id.to_le_bytes());
+        }
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(digest)
+    }
+}
+
 /// One run of a process, from its start to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct InstanceId(pub Uuid);
@@ -73,4 +101,4 @@ macro_rules! show_inner {
         }
     )*};
 }
-show_inner!(RequestId, Ticket, InstanceId, NodeId);
+show_inner!(RequestId, Ticket, LeaseId, InstanceId, NodeId);

@@ -78,6 +78,7 @@ pub mod dialer;
 pub mod endpoint;
 pub mod error;
 pub mod frame;
+mod handover;
 pub mod handshake;
 pub mod ids;
 pub mod message;

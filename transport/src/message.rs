@@ -4,7 +4,8 @@
 //! first stream     dialler -> other   Hello             other   -> dialler  Welcome | Refused
 //! control stream   node    -> router  Register, then Heartbeat for ever
 //! request stream   router  -> decode  Reserve           decode  -> router   Reserved, Ready, Token.., Finished | Fail
-//! request stream   router  -> prefill Prefill           prefill -> router   Prefilled | Fail
+//! request stream   router  -> prefill Prefill           prefill -> router   Prefilled | Kept | Fail
+//! request stream   decode  -> prefill Deliver           prefill -> decode   Prefilled | Fail
 //! KV stream        prefill -> decode  Begin, data.., End decode -> prefill  Accepted | Fail
 //! ```
 //!
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::handover::{Deliver, Holder, Kept};
 use crate::ids::{InstanceId, NodeId, RequestId, Ticket};
 pub use crate::sampling::{Logprobs, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, Sampling};
 
@@ -86,7 +88,8 @@ impl Hello {
 /// A node's offer to the router, once per connection after the handshake.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Register {
-    /// Where prefill nodes reach this node with KV streams (decode nodes only).
+    /// Where other nodes reach this one: prefill nodes a decode node with KV streams, decode nodes a prefill node that keeps
+    /// a cache for them. None for a prefill node that keeps none.
     pub kv_address: Option<SocketAddr>,
     /// Longest prompt plus generation that one session may have, in tokens.
     pub max_session_tokens: u32,
@@ -164,6 +167,8 @@ pub enum KvSource {
         /// The prompt.
         token_ids: Vec<u32>,
     },
+    /// A prefill node keeps it already; the decode node asks for it with [`Request::Deliver`].
+    Kept(Holder),
 }
 
 /// Where a message belongs in a trace: what W3C calls a `traceparent`.
@@ -221,8 +226,8 @@ pub struct Prefill {
     pub sampling: Sampling,
     /// How to code the cache.
     pub coding: KvCoding,
-    /// Where to deliver it.
-    pub target: DecodeTarget,
+    /// Where to deliver it; none to keep it, coded, under a lease.
+    pub target: Option<DecodeTarget>,
     /// The request's trace, if it has one.
     pub trace: Option<TraceContext>,
 }
@@ -234,6 +239,8 @@ pub enum Request {
     Reserve(Reserve),
     /// To a prefill node.
     Prefill(Prefill),
+    /// From a decode node to a prefill node.
+    Deliver(Deliver),
 }
 
 /// What the prompt pass cost on the prefill node; travels with [`KvStream::End`].
@@ -314,13 +321,15 @@ pub enum FromDecode {
     Fail(Failure),
 }
 
-/// Prefill to router, on the request stream.
+/// Prefill to router, or to the decode node that asked for a delivery, on the request stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum FromPrefill {
     /// The cache was delivered and accepted by decode.
     Prefilled,
     /// It went wrong.
     Fail(Failure),
+    /// The cache is coded and kept, as a [`Prefill`] without a target asks.
+    Kept(Kept),
 }
 
 /// Prefill to decode, on a KV stream; chunks travel between `Begin` and `End` as data frames.

@@ -142,7 +142,7 @@ async fn another_protocol_version_is_refused() {
         tokio::join!(dial(address, &identity, identity.ca().clone(), b"kvferry/1"), there.accept());
     assert!(connected.is_err());
     let Some(Err(error @ AcceptError::Version { .. })) = accepted else { panic!("{accepted:?}") };
-    assert!(error.to_string().contains("does not speak kvferry/3"), "{error}");
+    assert!(error.to_string().contains("does not speak kvferry/4"), "{error}");
 }
 
 #[tokio::test]

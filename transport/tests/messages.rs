@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kit::{SOON, pair};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use transport::ids::{InstanceId, NodeId, RequestId, Ticket};
+use transport::ids::{InstanceId, LeaseId, NodeId, PromptDigest, RequestId, Ticket};
 use transport::message::*;
 use transport::{EndpointConfig, Frame};
 
@@ -76,20 +76,55 @@ fn reserve(source: KvSource) -> Request {
 }
 
 fn prefill(token_ids: Vec<u32>) -> Request {
-    let address = "[::1]:7001".parse().unwrap();
     Request::Prefill(Prefill {
         request: RequestId::random(),
         token_ids,
         sampling: sampling(),
         coding: coding(),
-        target: DecodeTarget {
-            node: NodeId("decode-1".into()),
-            instance: InstanceId::random(),
-            address,
-            ticket: Ticket::random(),
-        },
+        target: Some(target()),
         trace: Some(trace()),
     })
+}
+
+fn target() -> DecodeTarget {
+    DecodeTarget {
+        node: NodeId("decode-1".into()),
+        instance: InstanceId::random(),
+        address: "[::1]:7001".parse().unwrap(),
+        ticket: Ticket::random(),
+    }
+}
+
+fn keep(token_ids: Vec<u32>) -> Request {
+    let Request::Prefill(prefill) = prefill(token_ids) else { unreachable!("it has just been made") };
+    Request::Prefill(Prefill { target: None, ..prefill })
+}
+
+fn holder(prompt: &[u32]) -> Holder {
+    Holder {
+        node: NodeId("prefill-1".into()),
+        instance: InstanceId::random(),
+        address: "10.0.0.3:7002".parse().unwrap(),
+        lease: LeaseId::random(),
+        prompt: PromptDigest::of(prompt),
+    }
+}
+
+fn deliver(prompt: &[u32]) -> Request {
+    let (request, lease) = (RequestId::random(), LeaseId::random());
+    let prompt = PromptDigest::of(prompt);
+    Request::Deliver(Deliver { request, lease, prompt, target: target(), trace: Some(trace()) })
+}
+
+fn kept() -> Kept {
+    Kept {
+        lease: LeaseId::random(),
+        expires: u64::MAX,
+        first_token: 17,
+        logprobs: Some(logprobs()),
+        reason: FinishReason::Length,
+        stats: transfer().prefill,
+    }
 }
 
 fn transfer() -> Transfer {
@@ -125,6 +160,8 @@ async fn every_message_arrives_as_it_was_sent() {
     crosses(&pair, vec![Control::Register(register), Control::Heartbeat(load)]).await;
     let local = KvSource::Local { token_ids: vec![1, 2, 128_000] };
     crosses(&pair, vec![reserve(KvSource::Remote), reserve(local), prefill(vec![5; 10])]).await;
+    let handed_over = KvSource::Kept(holder(&[1, 2, 3]));
+    crosses(&pair, vec![keep(vec![1, 2, 3]), reserve(handed_over), deliver(&[1, 2, 3])]).await;
     crosses(
         &pair,
         vec![
@@ -138,7 +175,8 @@ async fn every_message_arrives_as_it_was_sent() {
         ],
     )
     .await;
-    crosses(&pair, vec![FromPrefill::Prefilled, FromPrefill::Fail(failure())]).await;
+    crosses(&pair, vec![FromPrefill::Prefilled, FromPrefill::Kept(kept()), FromPrefill::Fail(failure())])
+        .await;
     crosses(&pair, vec![KvReply::Accepted, KvReply::Fail(failure())]).await;
 }
 
@@ -207,6 +245,15 @@ fn a_list_longer_than_its_message_is_refused() {
     assert_eq!(payload[at..at + 2], [1, 7]);
     let forged = [&payload[..at], &[0x80, 0x80, 0x80, 0x80, 0x01], &payload[at + 1..]].concat();
     assert!(transport::frame::decode_message::<Sampling>(&forged).is_err());
+}
+
+#[test]
+fn a_prompts_digest_is_that_of_its_tokens_in_order() {
+    let bytes: Vec<u8> = [1_u32, 2, 128_000].iter().flat_map(|id| id.to_le_bytes()).collect();
+    let digest = PromptDigest::of(&[1, 2, 128_000]);
+    assert_eq!(digest.0[..], blake3::hash(&bytes).as_bytes()[..16]);
+    assert_ne!(digest, PromptDigest::of(&[2, 1, 128_000]));
+    assert_ne!(digest, PromptDigest::of(&[1, 2]));
 }
 
 #[test]

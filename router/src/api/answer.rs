@@ -3,7 +3,7 @@
 use axum::response::Response;
 use tracing::{info, warn};
 
-use super::frame::{Frame, Whole};
+use super::frame::{Ending, Frame, Whole};
 use crate::error::Error;
 use crate::metrics::Record;
 use crate::sequences::{Item, Sequences};
@@ -61,7 +61,8 @@ impl Answer {
                 Ok(Some(item)) => whole.add(item),
                 Ok(None) => {
                     self.succeeded();
-                    return self.frame.whole(whole, &self.sequences);
+                    let (usage, transfer) = (self.sequences.usage(), self.sequences.transfer());
+                    return self.frame.whole(whole, Ending { usage, transfer, kv_transfer_params: None });
                 }
                 Err(error) => return super::failed(&mut self.record, &error),
             }

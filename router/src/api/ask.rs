@@ -3,6 +3,8 @@
 use openai::{Delivery, KvOptions, SamplingOptions};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::handover::KeptCache;
+
 /// A request that can be run.
 #[derive(Debug)]
 pub(crate) struct Ask {
@@ -17,6 +19,10 @@ pub(crate) struct Ask {
     pub(crate) delivery: Delivery,
     pub(crate) kv: KvOptions,
     pub(crate) pins: Pins,
+    /// Whether the prompt's cache is to be kept for another request (`kv_transfer_params`).
+    pub(crate) keeps: bool,
+    /// Where the prompt's cache is kept already, if it is.
+    pub(crate) kept: Option<KeptCache>,
     /// One place per sequence that runs at once.
     pub(crate) permit: OwnedSemaphorePermit,
 }

@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`: the body to an [`Ask`], through the model's chat template.
 
 use openai::{ChatRequest, Prompt};
+use serde_json::Value;
 use tracing::debug;
 
 use super::ask::{Ask, Pins, TokenPrompt};
@@ -8,8 +9,8 @@ use super::intake::{check_context, check_model, take_places, tokenize};
 use crate::app::App;
 use crate::error::Error;
 
-/// Checks, renders and tokenizes a body.
-pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error> {
+/// Checks, renders and tokenizes a body; gives its `kv_transfer_params`, too.
+pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<(Ask, Option<Value>), Error> {
     let request = ChatRequest::parse(body)?;
     check_model(app, &request.model)?;
     let template = app.chat_template()?;
@@ -20,7 +21,7 @@ pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error
     debug!(tokens = token_ids.len(), "rendered and tokenized");
     let max_tokens = request.max_tokens.unwrap_or_else(|| default_max_tokens(app, token_ids.len()));
     check_context(app.max_model_len, token_ids.len(), max_tokens)?;
-    Ok(Ask {
+    let ask = Ask {
         model: request.model,
         prompts: vec![TokenPrompt { token_ids, echo: String::new(), max_tokens }],
         n: request.n,
@@ -29,8 +30,11 @@ pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error
         delivery: request.delivery,
         kv: request.kv,
         pins,
+        keeps: false,
+        kept: None,
         permit,
-    })
+    };
+    Ok((ask, request.kv_transfer_params))
 }
 
 /// What the context leaves, up to the operator's limit: a decode node sets memory aside for all of it.

@@ -1,6 +1,7 @@
 //! `POST /v1/completions`: the body to an [`Ask`].
 
 use openai::CompletionRequest;
+use serde_json::Value;
 use tracing::debug;
 
 use super::ask::{Ask, Pins, TokenPrompt};
@@ -8,8 +9,8 @@ use super::intake::{check_context, check_model, take_places, tokenize};
 use crate::app::App;
 use crate::error::Error;
 
-/// Checks and tokenizes a body. A place is taken before the prompts are tokenized, which costs time.
-pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error> {
+/// Checks and tokenizes a body; gives its `kv_transfer_params`, too. A place is taken before the prompts are tokenized, which costs time.
+pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<(Ask, Option<Value>), Error> {
     let request = CompletionRequest::parse(body)?;
     check_model(app, &request.model)?;
     let permit = take_places(app, request.prompts.len() * request.n as usize)?;
@@ -29,7 +30,7 @@ pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error
         };
         prompts.push(TokenPrompt { token_ids, echo, max_tokens: request.max_tokens });
     }
-    Ok(Ask {
+    let ask = Ask {
         model: request.model,
         prompts,
         n: request.n,
@@ -38,6 +39,9 @@ pub(super) async fn ask(app: &App, body: &[u8], pins: Pins) -> Result<Ask, Error
         delivery: request.delivery,
         kv: request.kv,
         pins,
+        keeps: false,
+        kept: None,
         permit,
-    })
+    };
+    Ok((ask, request.kv_transfer_params))
 }

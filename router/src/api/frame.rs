@@ -4,7 +4,7 @@ use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use openai::response::{ASSISTANT, Answer, AssistantMessage, ChatChoice, Delta, Logprobs, TokenLogprobs};
-use openai::{ChatCompletion, Choice, Completion, FinishReason, KvTransfer, Usage, sse};
+use openai::{ChatCompletion, Choice, Completion, FinishReason, KvTransfer, KvTransferParams, Usage, sse};
 use serde::Serialize;
 use transport::ids::RequestId;
 
@@ -45,6 +45,14 @@ struct Sent {
 #[derive(Debug)]
 pub(crate) struct Whole {
     sequences: Vec<Collected>,
+}
+
+/// What stands beside the choices of a whole answer.
+#[derive(Debug)]
+pub(crate) struct Ending<'a> {
+    pub(crate) usage: Usage,
+    pub(crate) transfer: Option<&'a KvTransfer>,
+    pub(crate) kv_transfer_params: Option<KvTransferParams>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -128,9 +136,10 @@ impl Frame {
     }
 
     /// The whole answer.
-    pub(super) fn whole(mut self, whole: Whole, sequences: &Sequences) -> Response {
-        let (usage, kv_transfer) = (Some(sequences.usage()), self.transfer(sequences));
-        let headers = sequences.transfer().map(transfer_headers).unwrap_or_default();
+    pub(super) fn whole(mut self, whole: Whole, ending: Ending<'_>) -> Response {
+        let Ending { usage, transfer, kv_transfer_params } = ending;
+        let headers = transfer.map(transfer_headers).unwrap_or_default();
+        let (usage, kv_transfer) = (Some(usage), transfer.filter(|_| self.report_transfer).cloned());
         let sent = std::mem::take(&mut self.sent);
         let collected = (0..).zip(whole.sequences).zip(sent);
         let wants_logprobs = self.wants_logprobs;
@@ -143,7 +152,8 @@ impl Frame {
                     finish_reason: collected.end,
                 };
                 let choices = collected.map(choice).collect();
-                (headers, Json(Completion { choices, usage, kv_transfer, ..frame })).into_response()
+                let answer = Completion { choices, usage, kv_transfer, kv_transfer_params, ..frame };
+                (headers, Json(answer)).into_response()
             }
             Shape::Chat(frame) => {
                 let choice = |((index, collected), _sent): ((u32, Collected), Sent)| ChatChoice {
@@ -158,7 +168,8 @@ impl Frame {
                     finish_reason: collected.end,
                 };
                 let choices = collected.map(choice).collect();
-                (headers, Json(ChatCompletion { choices, usage, kv_transfer, ..frame })).into_response()
+                let answer = ChatCompletion { choices, usage, kv_transfer, kv_transfer_params, ..frame };
+                (headers, Json(answer)).into_response()
             }
         }
     }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use openai::{InvalidRequest, Prompt, Tokenizer};
+use openai::{InvalidRequest, KvHandover, Prompt, Tokenizer};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::ask::{Ask, Pins};
 use super::{Kind, chat, completions};
 use crate::app::App;
 use crate::error::Error;
+use crate::handover;
 
 /// Sequences of one request that run at once; the others wait for these.
 const AT_ONCE: usize = 16;
@@ -31,11 +32,18 @@ const TOKENIZE_INLINE_BYTES: usize = 4096;
 pub(super) async fn ask(app: &App, request: Request, kind: Kind) -> Result<Ask, Error> {
     let headers = Headers::of(request.headers());
     let body = read_body(app, request).await?;
-    let mut ask = match kind {
+    let (mut ask, params) = match kind {
         Kind::Completion => completions::ask(app, &body, headers.pins).await?,
         Kind::Chat => chat::ask(app, &body, headers.pins).await?,
     };
     ask.kv.report |= headers.report;
+    let params = params.filter(|_| app.handover.is_taken);
+    let asked = params.map(KvHandover::read).transpose()?.flatten();
+    app.handover.check_role(asked.as_ref())?;
+    if let Some(asked) = asked {
+        ask.kept = handover::check(&ask, &asked)?;
+        ask.keeps = asked == KvHandover::Keep;
+    }
     Ok(ask)
 }
 

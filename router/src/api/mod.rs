@@ -6,6 +6,7 @@
 //! | `completions`, `chat` | bodies to an [`Ask`] |
 //! | `tokens` | `/tokenize` and `/detokenize` |
 //! | `ask`, `intake` | what is asked for; reading, admitting and tokenizing it |
+//! | `keep` | the answer to a prompt whose cache is kept |
 //! | `answer`, `frame` | the running answer; how it is written |
 
 mod answer;
@@ -14,6 +15,7 @@ mod chat;
 mod completions;
 mod frame;
 mod intake;
+mod keep;
 mod tokens;
 
 use std::sync::Arc;
@@ -32,7 +34,7 @@ pub(crate) use frame::Frame;
 use crate::app::App;
 use crate::error::Error;
 use crate::metrics::Record;
-use crate::sequences::Sequences;
+use crate::sequences::{Item, Sequences};
 use crate::sse;
 
 /// The routes that generate or tokenize.
@@ -59,6 +61,20 @@ pub(crate) enum Kind {
     Chat,
 }
 
+/// A request that has its first token.
+enum Begun {
+    /// And no more: its cache is kept.
+    Kept(Response),
+    Running(Box<Running>),
+}
+
+struct Running {
+    stream: bool,
+    frame: Frame,
+    sequences: Sequences,
+    first: Option<Item>,
+}
+
 /// Answers one request. Nothing is answered before its first token, so that what goes wrong until then has a status.
 async fn create(
     State(app): State<Arc<App>>,
@@ -69,32 +85,37 @@ async fn create(
     let mut record = app.metrics.request();
     let begin = async {
         let ask = intake::ask(&app, request, kind).await?;
+        if ask.keeps {
+            return Ok(Begun::Kept(keep::answer(&app, id, kind, ask, &mut record).await?));
+        }
         let (stream, frame) = (ask.delivery.stream, Frame::new(kind, id, &ask));
         let mut sequences = Sequences::new(&app, id, ask, &record);
         let first = sequences.next().await?;
-        Ok((stream, frame, sequences, first))
+        Ok(Begun::Running(Box::new(Running { stream, frame, sequences, first })))
     };
     let begun = tokio::select! {
         begun = Box::pin(begin) => begun,
         () = app.shutdown.ended() => Err(Error::Draining),
     };
     match begun {
-        Ok((stream, frame, sequences, first)) => {
-            let answer = Answer::new(sequences, first, frame, record);
-            if stream {
-                return sse::respond(
-                    answer,
-                    &app.shutdown,
-                    app.client_deadline,
-                    app.metrics.token_seconds.clone(),
-                );
-            }
-            tokio::select! {
-                response = answer.whole() => response,
-                () = app.shutdown.ended() => Error::Draining.into_response(),
-            }
-        }
+        Ok(Begun::Kept(response)) => response,
+        Ok(Begun::Running(running)) => running.answer(&app, record).await,
         Err(error) => failed(&mut record, &error),
+    }
+}
+
+impl Running {
+    /// The rest of it, as it comes or as a whole.
+    async fn answer(self, app: &App, record: Record) -> Response {
+        let answer = Answer::new(self.sequences, self.first, self.frame, record);
+        if self.stream {
+            let token_seconds = app.metrics.token_seconds.clone();
+            return sse::respond(answer, &app.shutdown, app.client_deadline, token_seconds);
+        }
+        tokio::select! {
+            response = answer.whole() => response,
+            () = app.shutdown.ended() => Error::Draining.into_response(),
+        }
     }
 }
 

@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use openai::KvTransfer;
-use transport::ids::RequestId;
+use transport::ids::{NodeId, RequestId};
+use transport::message::KvCoding;
 
 use crate::cluster::Pair;
 
@@ -114,15 +115,24 @@ impl Entry {
 
     /// An attempt on these nodes begins.
     pub(crate) fn placed(&self, pair: &Pair) {
+        let (node, coding) = pair.prefill.as_ref().map(|(node, coding)| (&node.id, coding)).unzip();
+        self.attempted(node, coding, Some(&pair.decode.id));
+    }
+
+    /// An attempt on a prefill node begins that is to keep the cache.
+    pub(crate) fn keeper(&self, node: &NodeId, coding: &KvCoding) {
+        self.attempted(Some(node), Some(coding), None);
+    }
+
+    fn attempted(&self, prefill: Option<&NodeId>, coding: Option<&KvCoding>, decode: Option<&NodeId>) {
         self.change(|view| {
-            let (node, coding) = pair.prefill.as_ref().map(|(node, coding)| (node, coding)).unzip();
             // Of several sequences one may have begun already.
             if view.kv_transfer.is_none() {
                 view.state = State::Prefill;
             }
             view.attempts += 1;
-            view.prefill_node = node.map(|node| node.id.0.clone());
-            view.decode_node = Some(pair.decode.id.0.clone());
+            view.prefill_node = prefill.map(|node| node.0.clone());
+            view.decode_node = decode.map(|node| node.0.clone());
             view.codec = coding.map(|coding| coding.codec.clone());
             view.tier = coding.and_then(view::tier);
             view.mode = coding.map(|coding| coding.mode.name());

@@ -144,7 +144,7 @@ impl Bench {
         let hello = Hello::new(NodeId(name.into()), role, model);
         let any_port = ([127, 0, 0, 1], 0).into();
         let endpoint = Endpoint::bind(any_port, &self.identity, hello, EndpointConfig::default()).unwrap();
-        let kv_address = (role == Role::Decode).then(|| endpoint.local_addr().unwrap());
+        let kv_address = Some(endpoint.local_addr().unwrap());
         let peer = endpoint.connect(self.router.quic).await.unwrap();
         let (seen, requests) = mpsc::unbounded_channel();
         let (silence, silenced) = oneshot::channel();
@@ -192,7 +192,7 @@ impl Stub {
 /// What a stub node has seen.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    Reserve(Reserve),
+    Reserve(Box<Reserve>),
     Prefill(KvCoding, Vec<u32>),
     Cancelled,
 }
@@ -305,17 +305,18 @@ async fn answer(peer: Peer, mut stream: Stream, script: Script, seen: mpsc::Unbo
     match (request, script.refuse) {
         (Request::Reserve(reserve), None) => {
             let is_local = matches!(reserve.source, KvSource::Local { .. });
-            let _ = seen.send(Seen::Reserve(reserve));
+            let _ = seen.send(Seen::Reserve(Box::new(reserve)));
             decode(&peer, &mut stream, &script, is_local).await;
             if matches!(stream.sender.stopped().await, SendEnd::Stopped { .. }) {
                 let _ = seen.send(Seen::Cancelled);
             }
         }
         (Request::Reserve(reserve), Some(kind)) => {
-            let _ = seen.send(Seen::Reserve(reserve));
+            let _ = seen.send(Seen::Reserve(Box::new(reserve)));
             let _ = stream.sender.send(&FromDecode::Fail(failure(kind))).await;
             let _ = stream.sender.finish();
         }
+        (Request::Deliver(_), _) => panic!("a router asks for no deliveries"),
         (Request::Prefill(prefill), refuse) => {
             let _ = seen.send(Seen::Prefill(prefill.coding, prefill.token_ids));
             let outcome = refuse.map_or(FromPrefill::Prefilled, |kind| FromPrefill::Fail(failure(kind)));

@@ -23,8 +23,8 @@ pub use identity::{Identity, IdentityError};
 /// DNS name that every certificate of a cluster carries.
 pub const SERVER_NAME: &str = "kvferry";
 /// Protocol and version, agreed on in the TLS handshake.
-pub const ALPN: &[u8] = b"kvferry/3";
-pub(crate) const ALPN_TEXT: &str = "kvferry/3";
+pub const ALPN: &[u8] = b"kvferry/4";
+pub(crate) const ALPN_TEXT: &str = "kvferry/4";
 
 /// TLS for dialling out.
 pub(crate) fn client_config(identity: &Identity) -> Result<quinn::ClientConfig, IdentityError> {

@@ -118,6 +118,8 @@ async fn answer(mut stream: Stream, shared: Shared) {
             }
             until_the_end(&mut stream).await;
         }
+        // Decode nodes ask for these, routers never.
+        Request::Deliver(_) => {}
     }
 }
 

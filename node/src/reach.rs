@@ -1,0 +1,61 @@
+//! Streams to other nodes, at their addresses: whoever stands there must be the run of the node that is meant.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use transport::ids::{InstanceId, NodeId};
+use transport::message::{Failure, FailureKind, Role};
+use transport::{CloseCode, Dialer, Stream};
+
+use crate::failure::fail;
+
+/// A run of a node, and where it is reached.
+#[derive(Debug, Clone, Copy)]
+pub struct There<'a> {
+    /// As what it takes part.
+    pub role: Role,
+    /// Its name.
+    pub node: &'a NodeId,
+    /// The run.
+    pub instance: InstanceId,
+    /// Its address for streams of other nodes.
+    pub address: SocketAddr,
+}
+
+/// Opens a stream to a node, over the connection that there is or a new one within `deadline`.
+///
+/// # Errors
+/// [`FailureKind::Unreachable`] when the node cannot be reached, or another run of it stands there.
+pub async fn open(dialer: &Dialer, there: There<'_>, deadline: Duration) -> Result<Stream, Failure> {
+    let opened = match open_once(dialer, there, deadline).await {
+        // Perhaps a connection to what stood at this address before; a fresh one tells.
+        Err(Closed::Stale(_)) => open_once(dialer, there, deadline).await,
+        outcome => outcome,
+    };
+    opened.map_err(|(Closed::Dial(reason) | Closed::Stale(reason))| {
+        let message = format!("cannot reach {} node {}: {reason}", there.role.name(), there.node);
+        fail(FailureKind::Unreachable, message)
+    })
+}
+
+/// Why there is no stream.
+enum Closed {
+    /// No connection could be had.
+    Dial(String),
+    /// There was one, but not to whom it should be, or of no use any more.
+    Stale(String),
+}
+
+async fn open_once(dialer: &Dialer, there: There<'_>, deadline: Duration) -> Result<Stream, Closed> {
+    let address = there.address;
+    let peer = dialer.peer(address, deadline).await.map_err(|error| Closed::Dial(error.to_string()))?;
+    let found = peer.hello();
+    if (&found.node, found.instance) != (there.node, there.instance) {
+        dialer.forget(address, CloseCode::DONE, "another node is expected there");
+        return Err(Closed::Stale(format!("another run of node {} is at {address}", found.node)));
+    }
+    peer.open().await.map_err(|error| {
+        dialer.forget(address, CloseCode::DONE, "no stream could be opened");
+        Closed::Stale(error.to_string())
+    })
+}
