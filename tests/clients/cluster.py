@@ -1,4 +1,5 @@
-"""A router, a prefill and a decode node as processes, taken down when the tests end."""
+"""A router, a prefill and a decode node as processes, or the two nodes behind a proxy of somebody else's, taken down when the
+tests end."""
 
 import os
 import pathlib
@@ -26,40 +27,35 @@ def free_port(kind=socket.SOCK_STREAM):
         return listener.getsockname()[1]
 
 
-class Cluster:
-    """Started when made. Flags of the router can be given; `scheme` is https where they ask for TLS."""
+class Processes:
+    """Programs with certificates of one cluster."""
 
-    def __init__(self, *router_flags, scheme="http", nodes=True):
+    def __init__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="kvferry-clients-")
         self.certs = pathlib.Path(self.folder.name) / "certs"
         subprocess.run([PROGRAMS / "kvferry", "certs", self.certs], check=True, capture_output=True)
-        http, quic = free_port(), free_port(socket.SOCK_DGRAM)
-        self.url = f"{scheme}://127.0.0.1:{http}"
         self.processes = []
-        self.start("router", "--http", f"127.0.0.1:{http}", "--quic", f"127.0.0.1:{quic}", *router_flags)
-        if nodes:
-            for name in ("prefill-node", "decode-node"):
-                self.start(name, "--router", f"127.0.0.1:{quic}", "--listen", "127.0.0.1:0", "--admin-listen", f"127.0.0.1:{free_port()}")
 
     def start(self, name, *flags):
-        log = open(WORK / f"{name}.log", "ab")
         model = ROOT / "models" / MODEL
-        command = [PROGRAMS / name, "--certs", self.certs, "--model", model, *flags]
-        self.processes.append(subprocess.Popen(command, stderr=log, stdout=log))
-        log.close()
+        self.run(name, PROGRAMS / name, "--certs", self.certs, "--model", model, *flags)
 
-    def ready(self, context=None):
+    def run(self, name, *command):
+        with open(WORK / f"{name}.log", "ab") as log:
+            self.processes.append(subprocess.Popen(command, stderr=log, stdout=log))
+
+    def until_ready(self, url, context=None):
         """Waits until requests can be served."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                with urllib.request.urlopen(f"{self.url}/ready", timeout=5, context=context):
+                with urllib.request.urlopen(url, timeout=5, context=context):
                     return self
             except (urllib.error.URLError, OSError) as error:
                 dead = [process.args[0] for process in self.processes if process.poll() is not None]
                 if dead or time.monotonic() > deadline:
                     self.stop()
-                    raise AssertionError(f"the cluster is not ready: {error}; ended: {dead}; logs in {WORK}") from error
+                    raise AssertionError(f"{url} is not ready: {error}; ended: {dead}; logs in {WORK}") from error
                 time.sleep(0.1)
 
     def stop(self):
@@ -72,6 +68,22 @@ class Cluster:
                 process.kill()
                 process.wait()
         self.folder.cleanup()
+
+
+class Cluster(Processes):
+    """Started when made. Flags of the router can be given; `scheme` is https where they ask for TLS."""
+
+    def __init__(self, *router_flags, scheme="http", nodes=True):
+        super().__init__()
+        http, quic = free_port(), free_port(socket.SOCK_DGRAM)
+        self.url = f"{scheme}://127.0.0.1:{http}"
+        self.start("router", "--http", f"127.0.0.1:{http}", "--quic", f"127.0.0.1:{quic}", *router_flags)
+        if nodes:
+            for name in ("prefill-node", "decode-node"):
+                self.start(name, "--router", f"127.0.0.1:{quic}", "--listen", "127.0.0.1:0", "--admin-listen", f"127.0.0.1:{free_port()}")
+
+    def ready(self, context=None):
+        return self.until_ready(f"{self.url}/ready", context)
 
 
 class ClusterTest(unittest.TestCase):
