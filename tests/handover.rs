@@ -264,6 +264,40 @@ async fn a_whole_cluster_can_be_either_instance_where_its_router_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_can_have_a_face_beside_its_router() {
+    let mut kit = Kit::start_with(|options| (options.prefill_nodes, options.decode_nodes) = (0, 0)).await;
+    let any_port = Some(([127, 0, 0, 1], 0).into());
+    let prefill = kit.cluster.add_prefill(|config| config.node.face.http = any_port).await.unwrap();
+    let decode = kit.cluster.add_decode(|config| config.node.face.http = any_port).await.unwrap();
+    kit.cluster.until_joined(2).await.unwrap();
+    let faces = Faces::of(prefill, decode).await;
+    let prompt = kit.prompt(300);
+    let routed = kit.complete(&prompt, 12, json!({"kv_codec": "kvtc"})).await;
+    assert_eq!(routed.kv_transfer.unwrap().source, openai::KvSource::Remote);
+    let body = with(completion(&prompt), json!({"kv_codec": "kvtc"}));
+    let proxied = faces.proxied(COMPLETIONS, &body).await;
+    assert_eq!((proxied.status, &proxied.text), (200, &routed.choices[0].text), "{}", proxied.body);
+    faces.until_free().await;
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefill_node_that_drains_still_gives_what_it_keeps() {
+    let faces = Faces::start(|_, _| {}).await;
+    let body = completion(&long_prompt());
+    let (_, params) = faces.keep(COMPLETIONS, &body).await;
+    faces.prefill.shutdown.drain();
+    let ended = tokio::spawn({
+        let node = faces.prefill.clone();
+        async move { node.finished().await }
+    });
+    assert_eq!(faces.take(COMPLETIONS, &body, &params).await.status, 200);
+    tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap().unwrap();
+    faces.until_free().await;
+    faces.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_a_face_that_cannot_say_where_it_is_does_not_start() {
     let authority = Authority::new().unwrap();
     let mut config = prefill_config();

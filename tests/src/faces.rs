@@ -78,6 +78,14 @@ impl Faces {
         let shutdown = Shutdown::new(Duration::from_secs(1));
         let decode = decode_node::start(&decode, served, &identity, shutdown).await.expect("decode starts");
         let prefill = start_prefill(&prefill, &authority).await.expect("prefill starts");
+        Self::of(prefill, decode).await
+    }
+
+    /// Nodes that run already, once their faces are ready.
+    ///
+    /// # Panics
+    /// When they do not get ready.
+    pub async fn of(prefill: Runtime, decode: Runtime) -> Self {
         let faces = Self { prefill, decode, http: client() };
         faces.until_ready(&faces.prefill).await;
         faces.until_ready(&faces.decode).await;
