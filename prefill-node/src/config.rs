@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use clap::Args;
-use node::NodeArgs;
 use node::prompt::AFTER_CHUNK_TOKENS;
+use node::{NodeArgs, Served};
 
 use crate::MAX_CHUNK_BYTES;
+
+/// Tokens kept in host memory by default: half a gigabyte of Llama 3.2 1B.
+const HOST_PREFIX_CACHE_TOKENS: u32 = 16_384;
 
 /// What a prefill node can be told.
 #[derive(Debug, Clone, Args)]
@@ -18,6 +21,10 @@ pub struct Config {
     /// would not fit a frame: large chunks code better, small ones overlap coding with the wire.
     #[arg(long, env = "KVFERRY_AFTER_CHUNK_TOKENS", default_value_t = AFTER_CHUNK_TOKENS as u32, value_parser = clap::value_parser!(u32).range(16..=8192))]
     pub after_chunk_tokens: u32,
+    /// Tokens of finished prompts' caches that are kept for prompts that begin alike; 0 keeps none. In host memory they come on top of
+    /// --kv-capacity-tokens, on a GPU they fill what prompts leave free of it [default: 16384 in host memory, all of it on a GPU].
+    #[arg(long, env = "KVFERRY_PREFIX_CACHE_TOKENS")]
+    pub prefix_cache_tokens: Option<u32>,
     /// How long reaching a decode node may take, in seconds.
     #[arg(long, env = "KVFERRY_DIAL_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub dial_seconds: u32,
@@ -30,12 +37,25 @@ impl Config {
     /// Settings of a node inside another process, everything at its default but for the shared flags.
     #[must_use]
     pub fn local(node: NodeArgs) -> Self {
-        Self { node, after_chunk_tokens: AFTER_CHUNK_TOKENS as u32, dial_seconds: 5, accept_seconds: 30 }
+        Self {
+            node,
+            after_chunk_tokens: AFTER_CHUNK_TOKENS as u32,
+            prefix_cache_tokens: None,
+            dial_seconds: 5,
+            accept_seconds: 30,
+        }
     }
 
     /// Tokens of a chunk that is coded after the prompt, for caches of so many bytes a token.
     pub(crate) fn after_chunk(&self, bytes_per_token: usize) -> usize {
         (self.after_chunk_tokens as usize).min(MAX_CHUNK_BYTES / bytes_per_token)
+    }
+
+    /// Tokens of prompts that are done that are kept.
+    pub(crate) fn prefix_cache(&self, served: &Served) -> u32 {
+        let all = self.node.kv_capacity_tokens;
+        let usual = if served.keeps_in_pool() { all } else { HOST_PREFIX_CACHE_TOKENS };
+        self.prefix_cache_tokens.unwrap_or(usual)
     }
 
     pub(crate) fn dial_deadline(&self) -> Duration {

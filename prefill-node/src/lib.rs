@@ -15,6 +15,7 @@ pub mod command;
 mod config;
 mod engine;
 mod metrics;
+mod prefix;
 mod server;
 mod ship;
 
@@ -59,6 +60,7 @@ pub async fn start(
         max_sessions: config.node.max_num_seqs,
         chunk_tokens: config.node.chunk_tokens,
         after_chunk_tokens: config.after_chunk(runtime.served.layout.bytes_per_token()) as u32,
+        prefix_cache_tokens: config.prefix_cache(&runtime.served),
     };
     let load = server.load();
     info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.served.model_id, "prefill node is up");

@@ -48,6 +48,7 @@ mod nodes;
 mod openapi;
 mod page;
 mod policy;
+mod prefixes;
 mod relay;
 mod sequences;
 mod sse;

@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::leg::{Cause, Leg, NodeError, Phase};
 use crate::metrics::Metrics;
 use crate::policy::{self, PrefillFailure, Wanted};
+use crate::prefixes::Beginning;
 use crate::trace;
 
 /// When decode reports a broken transfer, how long prefill is given to say what really happened.
@@ -107,8 +108,10 @@ impl Relay {
     /// Runs a request up to its first token, on other nodes where the first ones cannot.
     pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
         let prompt_tokens = prompt_tokens(job);
+        let beginning = Beginning::of(&job.token_ids, job.kv.cache_salt);
         let mut wanted = Wanted {
             prompt_tokens,
+            beginning: &beginning,
             max_tokens: job.max_tokens,
             kv: job.kv,
             pinned: job.pins.prefill.as_deref(),
@@ -220,6 +223,7 @@ impl Relay {
         let request = Request::Prefill(Prefill {
             request: job.request,
             token_ids: job.token_ids.clone(),
+            cache_salt: job.kv.cache_salt,
             sampling: job.sampling.clone(),
             coding,
             target,

@@ -55,7 +55,6 @@ struct FromSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
     LocalCompute,
-    /// Stays at 0: no cache outlives its request.
     LocalCacheHit,
     ExternalKvTransfer,
 }
@@ -166,7 +165,9 @@ impl Vllm {
             KvSource::Remote => Source::ExternalKvTransfer,
             KvSource::Local => Source::LocalCompute,
         };
-        self.sources.get_or_create(&self.model.of(source)).inc_by(prompt_tokens.into());
+        let cached = transfer.cached_tokens.min(prompt_tokens);
+        self.sources.get_or_create(&self.model.of(Source::LocalCacheHit)).inc_by(cached.into());
+        self.sources.get_or_create(&self.model.of(source)).inc_by((prompt_tokens - cached).into());
         Course {
             vllm: Arc::clone(self),
             arrived,

@@ -98,6 +98,8 @@ pub struct Register {
     pub chunk_tokens: u32,
     /// Tokens of a cache that it codes as one chunk after the prompt (prefill nodes only, otherwise 0).
     pub after_chunk_tokens: u32,
+    /// Tokens of finished prompts that it keeps for those that begin alike (prefill nodes only, otherwise 0).
+    pub prefix_cache_tokens: u32,
 }
 
 /// How busy a node is, sent at every heartbeat.
@@ -217,6 +219,8 @@ pub struct Prefill {
     pub request: RequestId,
     /// The prompt.
     pub token_ids: Vec<u32>,
+    /// It shares the caches of prompts that have the same here; a digest of what the client said.
+    pub cache_salt: Option<[u8; 16]>,
     /// How to draw the first token.
     pub sampling: Sampling,
     /// How to code the cache.
@@ -239,9 +243,11 @@ pub enum Request {
 /// What the prompt pass cost on the prefill node; travels with [`KvStream::End`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct PrefillStats {
+    /// Tokens of the prompt whose cache an earlier prompt had left.
+    pub cached_tokens: u32,
     /// Wait for the engine, in milliseconds.
     pub queue_ms: f32,
-    /// Forward passes over the prompt, in milliseconds.
+    /// Forward passes over the rest of the prompt, in milliseconds.
     pub prefill_ms: f32,
     /// Coding of the cache, summed over chunks, in milliseconds.
     pub encode_ms: f32,
