@@ -134,6 +134,28 @@ async fn salts_and_limits_keep_prompts_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_makes_room_for_prompts() {
+    let mut kit = Kit::start_with(|options| options.prefill_nodes = 0).await;
+    // On a GPU kept caches lie in the pages that prompts need.
+    let small = |config: &mut prefill_node::Config| {
+        config.node.kv_capacity_tokens = 1_024;
+        config.node.max_num_seqs = 1;
+    };
+    kit.cluster.add_prefill(small).await.unwrap();
+    kit.cluster.until_joined(2).await.unwrap();
+    for i in 0..6 {
+        let prompt = format!("Story {i}. {}", kit.prompt(880));
+        let answer = kit.complete(&prompt, 1, json!({"kv_codec": "raw"})).await;
+        assert_eq!(
+            (cached(&answer), answer.kv_transfer.unwrap().source),
+            (0, openai::KvSource::Remote),
+            "{i}"
+        );
+    }
+    kit.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prompts_go_to_the_node_that_has_their_beginning() {
     let kit = Kit::start_with(|options| options.prefill_nodes = 3).await;
     let conversations: Vec<String> =
