@@ -45,9 +45,20 @@ impl Client {
     /// One greedy completion with the cache coded as asked, and all of the prompt run for it: a prefill node that had its cache from
     /// before would tell nothing of what that takes.
     pub(crate) async fn complete(&self, prompt: &str, codec: &str, tier: u8) -> anyhow::Result<Answer> {
+        self.turn(prompt, codec, tier, &RequestId::random().to_string()).await
+    }
+
+    /// The same in a conversation: of what came before with the same `salt` nothing runs again.
+    pub(crate) async fn turn(
+        &self,
+        prompt: &str,
+        codec: &str,
+        tier: u8,
+        salt: &str,
+    ) -> anyhow::Result<Answer> {
         let body = json!({
             "model": self.model, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0, "stop": "\n",
-            "kv_transfer": true, "kv_codec": codec, "kv_tier": tier, "cache_salt": RequestId::random().to_string(),
+            "kv_transfer": true, "kv_codec": codec, "kv_tier": tier, "cache_salt": salt,
         });
         let response = self.http.post(format!("{}/v1/completions", self.url)).json(&body).send().await?;
         let status = response.status();
