@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use openai::{Completion, KvTransfer};
 use serde_json::json;
+use transport::ids::RequestId;
 
 /// Tokens generated per request.
 const MAX_TOKENS: u32 = 24;
@@ -41,11 +42,23 @@ impl Client {
         Ok(client)
     }
 
-    /// One greedy completion with the cache coded as asked.
+    /// One greedy completion with the cache coded as asked, and all of the prompt run for it: a prefill node that had its cache from
+    /// before would tell nothing of what that takes.
     pub(crate) async fn complete(&self, prompt: &str, codec: &str, tier: u8) -> anyhow::Result<Answer> {
+        self.turn(prompt, codec, tier, &RequestId::random().to_string()).await
+    }
+
+    /// The same in a conversation: of what came before with the same `salt` nothing runs again.
+    pub(crate) async fn turn(
+        &self,
+        prompt: &str,
+        codec: &str,
+        tier: u8,
+        salt: &str,
+    ) -> anyhow::Result<Answer> {
         let body = json!({
             "model": self.model, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0, "stop": "\n",
-            "kv_transfer": true, "kv_codec": codec, "kv_tier": tier,
+            "kv_transfer": true, "kv_codec": codec, "kv_tier": tier, "cache_salt": salt,
         });
         let response = self.http.post(format!("{}/v1/completions", self.url)).json(&body).send().await?;
         let status = response.status();

@@ -203,6 +203,7 @@ impl Batch {
                     return self.local.push_front(job);
                 };
                 let stats = PrefillStats {
+                    cached_tokens: 0,
                     queue_ms: ms(queued.unwrap_or_default()),
                     prefill_ms: ms(*computed),
                     encode_ms: 0.0,

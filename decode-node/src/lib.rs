@@ -59,6 +59,7 @@ pub async fn start(
         max_sessions: config.node.max_num_seqs,
         chunk_tokens: config.node.chunk_tokens,
         after_chunk_tokens: 0,
+        prefix_cache_tokens: 0,
     };
     let load = server.load();
     info!(node = %runtime.id, admin = %runtime.admin_address, model = runtime.served.model_id, "decode node is up");

@@ -17,6 +17,7 @@ mod gemm;
 mod graph;
 mod kernels;
 mod launch;
+mod page_book;
 mod page_map;
 mod pages;
 mod pinned;

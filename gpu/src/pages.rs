@@ -1,13 +1,14 @@
 //! KV cache on the device: one pool made at start, handed out in pages, so that a session's memory is certain once it is reserved and
-//! never moves.
+//! never moves. Sessions that begin alike may hold the same pages.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, sys::CUdeviceptr};
 use half::bf16;
 
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::page_book::PageBook;
 
 /// Tokens of a page. The kernels know it too: `include/kv_pages.cuh`.
 pub const PAGE_TOKENS: usize = 64;
@@ -37,7 +38,7 @@ pub struct KvPool {
     shape: KvShape,
     pages: usize,
     memory: CudaSlice<bf16>,
-    free: Mutex<Vec<u32>>,
+    book: Mutex<PageBook>,
 }
 
 impl KvPool {
@@ -55,9 +56,8 @@ impl KvPool {
         let what = format!("the KV cache of {tokens} tokens");
         let memory = device.zeros(stream, &what, pages * shape.page_elements())?;
         stream.synchronize()?;
-        // The last in the list goes out first.
-        let free = Mutex::new((0..pages as u32).rev().collect());
-        Ok(Arc::new(Self { device: device.clone(), shape, pages, memory, free }))
+        let book = Mutex::new(PageBook::new(pages));
+        Ok(Arc::new(Self { device: device.clone(), shape, pages, memory, book }))
     }
 
     /// Shape of one token's cache.
@@ -75,7 +75,7 @@ impl KvPool {
     /// Tokens that can still be handed out.
     #[must_use]
     pub fn free_tokens(&self) -> usize {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).len() * PAGE_TOKENS
+        self.book().free() * PAGE_TOKENS
     }
 
     /// Bytes of the pool.
@@ -96,19 +96,32 @@ impl KvPool {
     /// # Errors
     /// [`Error::NoPages`]; nothing is taken then.
     pub fn take(self: &Arc<Self>, stream: &Arc<CudaStream>, tokens: usize) -> Result<KvPages> {
-        let wanted = tokens.div_ceil(PAGE_TOKENS);
-        let list = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(rest) = free.len().checked_sub(wanted) else {
-                return Err(Error::NoPages { wanted, free: free.len() });
-            };
-            free.split_off(rest)
-        };
+        self.take_after(stream, &[], tokens)
+    }
+
+    /// Pages for `tokens` tokens, the first of which are another session's: both hold them, and neither may write there any more.
+    ///
+    /// # Errors
+    /// [`Error::NoPages`]; nothing is taken then.
+    ///
+    /// # Panics
+    /// For more shared pages than are wanted in all, or such that nobody holds.
+    pub fn take_after(
+        self: &Arc<Self>,
+        stream: &Arc<CudaStream>,
+        shared: &[u32],
+        tokens: usize,
+    ) -> Result<KvPages> {
+        let list = self.book().take_after(shared, tokens.div_ceil(PAGE_TOKENS))?;
         // From here on the pages go back by drop.
         let mut pages = KvPages { pool: Arc::clone(self), list, table: None };
         pages.table = Some(self.device.upload(stream, "a page table", &pages.list)?);
         stream.synchronize()?;
         Ok(pages)
+    }
+
+    fn book(&self) -> MutexGuard<'_, PageBook> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,7 +171,7 @@ impl KvPages {
 
 impl Drop for KvPages {
     fn drop(&mut self) {
-        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.list.drain(..).rev());
+        self.pool.book().give_back(&self.list);
     }
 }
 

@@ -74,6 +74,26 @@ impl<E: KvElement> KvCache<E> {
         Self { heads, head_dim: config.head_dim, capacity, len: 0, keys, values }
     }
 
+    /// A cache with room for `capacity` tokens that begins with a copy of another's first `shared` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for tokens that the other does not hold, or beyond the capacity.
+    pub fn after(other: &Self, shared: usize, capacity: usize) -> Result<Self> {
+        let len = other.len.min(capacity);
+        if shared > len {
+            return Err(Error::Range { start: 0, end: shared, len });
+        }
+        let elements = other.heads * capacity * other.head_dim;
+        let (keys, values) = (E::zeros(elements), E::zeros(elements));
+        let mut cache = Self { capacity, len: shared, keys, values, ..*other };
+        for head in 0..cache.heads {
+            let (from, to) = (other.span(head, &(0..shared)), cache.span(head, &(0..shared)));
+            cache.keys[to.clone()].copy_from_slice(&other.keys[from.clone()]);
+            cache.values[to].copy_from_slice(&other.values[from]);
+        }
+        Ok(cache)
+    }
+
     /// Tokens held.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -125,6 +125,35 @@ fn the_last_logits_are_those_of_every_chunking() {
 }
 
 #[test]
+fn a_prompt_goes_on_in_the_pages_of_another() {
+    let tokens = &golden("ids_1500")[..700];
+    let expected = cpu_logits(tokens, LogitsOf::LastToken, None);
+    let mut model = load(1024);
+    let pool = KvPool::new(model.device(), model.stream(), model.kv_shape(), 1536).unwrap();
+    let stream = Arc::clone(model.stream());
+    let mut first = CudaCache::new(&pool, &stream, 450).unwrap();
+    model.prefill(&mut first, &tokens[..450], None).unwrap();
+    let goes_on = |model: &mut CudaLlama, from: &CudaCache, shared: usize| {
+        let mut cache = CudaCache::after(from, &stream, shared, tokens.len()).unwrap();
+        assert_eq!(cache.len(), shared);
+        model.prefill(&mut cache, &tokens[shared..], None).unwrap();
+        let difference = largest_difference(&model.logits().unwrap(), &expected);
+        assert!(difference <= TOLERANCE, "{shared} shared: {difference}");
+        cache
+    };
+    let second = goes_on(&mut model, &first, 448);
+    // The pages are as they were, and stay when the session that wrote them is gone.
+    let third = goes_on(&mut model, &first, 384);
+    drop((first, third));
+    let fourth = goes_on(&mut model, &second, 640);
+    for shared in [63, 704] {
+        assert!(matches!(CudaCache::after(&second, &stream, shared, 900), Err(Error::Range { .. })));
+    }
+    drop((second, fourth));
+    assert_eq!(pool.free_tokens(), 1536);
+}
+
+#[test]
 fn greedy_tokens_equal_the_cpus_where_it_is_sure() {
     let mut model = load(256);
     let golden = golden("greedy_ids");

@@ -31,6 +31,7 @@ pub mod response;
 pub mod sse;
 pub mod stop;
 pub mod tokenizer;
+mod words;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use detokenizer::Detokenizer;

@@ -32,7 +32,7 @@ fn defaults_are_those_of_the_api() {
         sampling: SamplingOptions::default(),
         delivery: Delivery::default(),
         user: None,
-        kv: KvOptions { report: false, codec: KvCodec::Auto, tier: 32, mode: KvMode::Auto },
+        kv: KvOptions { report: false, codec: KvCodec::Auto, tier: 32, mode: KvMode::Auto, cache_salt: None },
         kv_transfer_params: None,
     };
     assert_eq!(parse(&with(json!({}))), Ok(expected.clone()));
@@ -76,7 +76,10 @@ fn every_field_is_read() {
     assert_eq!(request.sampling, sampling);
     assert_eq!(request.delivery, Delivery { stream: true, include_usage: true, continuous_usage: true });
     assert_eq!(request.user.as_deref(), Some("u"));
-    assert_eq!(request.kv, KvOptions { report: true, codec: KvCodec::Kvtc, tier: 64, mode: KvMode::After });
+    assert_eq!(
+        request.kv,
+        KvOptions { report: true, codec: KvCodec::Kvtc, tier: 64, mode: KvMode::After, cache_salt: None }
+    );
 }
 
 #[test]
@@ -272,9 +275,9 @@ fn an_answer_has_the_apis_shape() {
         json!({"id": "cmpl-00000000000000000000000000000000", "object": "text_completion", "created": 5, "model": "m",
             "choices": [{"index": 0, "text": "hi", "logprobs": null, "finish_reason": "length"}]})
     );
-    completion.usage = Some(Usage::new(3, 4));
+    completion.usage = Some(Usage::new(3, 4, 2));
     let usage = serde_json::to_value(&completion).unwrap()["usage"].clone();
-    let details = json!({"cached_tokens": 0});
+    let details = json!({"cached_tokens": 2});
     assert_eq!(
         usage,
         json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": details})

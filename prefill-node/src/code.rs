@@ -70,6 +70,7 @@ impl Coder<'_> {
                 let coding = std::mem::take(&mut self.busy);
                 self.traced.record("encode_ms", ms(coding.total()));
                 let stats = PrefillStats {
+                    cached_tokens: done.cached as u32,
                     queue_ms: ms(done.queued),
                     prefill_ms: ms(done.computed),
                     encode_ms: ms(coding.total()),

@@ -17,7 +17,7 @@ struct Kept {
 
 /// One cache, kept for so long by a node with room for one.
 fn kept(time: Duration) -> Kept {
-    let (metrics, capacity) = (Metrics::new(&Registry::new()), Capacity::new(1, 100));
+    let (metrics, capacity) = (Metrics::new(&Registry::new(), "tiny"), Capacity::new(1, 100));
     let leases = Leases::new(time, metrics.clone(), Shutdown::new(Duration::ZERO));
     let cache = Cache {
         prompt: PromptDigest::of(&PROMPT),

@@ -19,6 +19,7 @@ mod engine;
 mod handover;
 mod leases;
 mod metrics;
+mod prefix;
 mod server;
 mod ship;
 
@@ -64,6 +65,7 @@ pub async fn start(
         max_sessions: config.node.max_num_seqs,
         chunk_tokens: config.node.chunk_tokens,
         after_chunk_tokens: config.after_chunk(runtime.served.layout.bytes_per_token()) as u32,
+        prefix_cache_tokens: config.prefix_cache(&runtime.served),
     };
     let load = server.load();
     tokio::spawn(server.clone().accept_peers(runtime.endpoint.clone()));

@@ -20,6 +20,13 @@ struct Phase {
     phase: &'static str,
 }
 
+/// The labels of vLLM's names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Model {
+    model_name: String,
+    engine: &'static str,
+}
+
 /// How a prompt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Outcome {
@@ -40,11 +47,15 @@ pub(crate) struct Metrics {
     pub(crate) wire_bytes: Family<Codec, Counter>,
     pub(crate) leases_active: Gauge,
     pub(crate) leases_expired: Counter,
+    pub(crate) prefix_kept: Gauge,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
     transfer_failures: Family<Phase, Counter>,
 }
 
 impl Metrics {
-    pub(crate) fn new(registry: &Registry) -> Self {
+    pub(crate) fn new(registry: &Registry, model: &str) -> Self {
+        let labels = Model { model_name: model.to_owned(), engine: "0" };
         let metrics = Self {
             prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
             running: registry.gauge("prefill_prompts_running", "Prompts admitted and not yet delivered"),
@@ -72,6 +83,12 @@ impl Metrics {
                 "prefill_kv_leases_expired",
                 "Caches that were kept and given up, since nobody asked for them in time",
             ),
+            prefix_kept: registry.gauge(
+                "prefill_prefix_cache_tokens",
+                "Tokens of finished prompts that are kept for those that begin alike",
+            ),
+            prefix_queries: of_vllm(registry, "prefix_cache_queries", "Prompt tokens looked up", &labels),
+            prefix_hits: of_vllm(registry, "prefix_cache_hits", "Prompt tokens found", &labels),
             transfer_failures: registry.register(
                 "prefill_kv_transfer_failures",
                 "Caches that were not delivered, by the phase that failed",
@@ -85,8 +102,21 @@ impl Metrics {
         metrics
     }
 
+    /// So many of a prompt's tokens were found in a cache that was kept.
+    pub(crate) fn prefix_looked_up(&self, tokens: usize, found: usize) {
+        self.prefix_queries.inc_by(tokens as u64);
+        self.prefix_hits.inc_by(found as u64);
+    }
+
     /// A delivery failed.
     pub(crate) fn transfer_failed(&self, phase: &'static str) {
         self.transfer_failures.get_or_create(&Phase { phase }).inc();
     }
+}
+
+/// A counter under a name that vLLM coined.
+fn of_vllm(registry: &Registry, name: &str, help: &str, labels: &Model) -> Counter {
+    let family = registry.register_as(&format!("vllm:{name}"), help, Family::<Model, Counter>::default());
+    let counter = family.get_or_create(labels);
+    counter.clone()
 }

@@ -14,7 +14,7 @@ use transport::message::{Failure, FailureKind, FinishReason, FromPrefill, Kept, 
 use transport::{Dialer, Stream};
 
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, Settings};
 use crate::leases::Leases;
 use crate::metrics::{Metrics, Outcome};
 use crate::ship::Shipper;
@@ -38,10 +38,11 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(config: &Config, runtime: &Runtime, dialer: Dialer) -> Result<Self, node::StartError> {
         let admitted = config.node.max_num_seqs;
-        let metrics = Metrics::new(&runtime.registry);
+        let metrics = Metrics::new(&runtime.registry, &runtime.served.model_id);
         let (served, chunk) = (Arc::clone(&runtime.served), config.node.chunk_tokens as usize);
-        let engine =
-            Engine::start(served, chunk, admitted as usize, metrics.clone(), runtime.shutdown.clone())?;
+        let prefix_cache_tokens = config.prefix_cache(&served) as usize;
+        let settings = Settings { chunk, queue: admitted as usize, prefix_cache_tokens };
+        let engine = Engine::start(served, settings, metrics.clone(), runtime.shutdown.clone())?;
         let shipper = Shipper {
             served: Arc::clone(&runtime.served),
             engine,

@@ -21,7 +21,7 @@ use transport::{Dialer, SendError, Stream};
 
 use crate::busy::{Busy, overlap};
 use crate::code::{Coded, code};
-use crate::engine::{Engine, Wanted, engine_gone};
+use crate::engine::{Engine, Prompt, Wanted, engine_gone};
 use crate::leases::Cache;
 use crate::metrics::{Codec, Metrics};
 
@@ -93,7 +93,8 @@ impl Shipper {
         let wanted = Wanted::new();
         let mode = prefill.coding.mode;
         let draws = sampling::draws(&prefill.sampling, &self.served.config, &prefill.token_ids);
-        let blocks = self.engine.submit(prefill.token_ids, mode, draws, &wanted)?;
+        let prompt = Prompt { tokens: prefill.token_ids, salt: prefill.cache_salt, mode, draws };
+        let blocks = self.engine.submit(prompt, &wanted)?;
         let (out, coded) = mpsc::channel(CODED_AHEAD);
         let (chunk, span) = (self.after_chunk, Span::current());
         tokio::task::spawn_blocking(move || code(&coder, chunk, &span, blocks, out));
@@ -188,6 +189,7 @@ impl Shipper {
             wire_bytes,
             queue_ms = stats.queue_ms,
             prefill_ms = stats.prefill_ms,
+            cached_tokens = stats.cached_tokens,
             encode_ms = stats.encode_ms,
             overlap = stats.overlap,
             link_gbps = stats.link_gbps,

@@ -209,6 +209,7 @@ fn setting(
     let line = pair.prefill?;
     Some(Setting {
         prompt_tokens: wanted.prompt_tokens.into(),
+        cached_tokens: prefill.cached_tokens.min(wanted.prompt_tokens).into(),
         raw_bytes: f64::from(wanted.prompt_tokens) * f64::from(rules.bytes_per_token),
         chunk_tokens: prefill.chunk_tokens.into(),
         after_chunk_tokens: prefill.after_chunk_tokens.into(),

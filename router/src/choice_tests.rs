@@ -6,8 +6,16 @@ use transport::message::{KvCoding, PrefillStats, Transfer};
 
 use super::*;
 use crate::measured::Gauges;
+use crate::policy::Balance;
+use crate::prefixes;
 
-const RULES: Rules = Rules { local_prefill: LocalPrefill::Never, bytes_per_token: 6144, keeps: false };
+const RULES: Rules = Rules {
+    local_prefill: LocalPrefill::Never,
+    balance: Balance::LeastLoad,
+    prefix_aware: true,
+    bytes_per_token: 6144,
+    keeps: false,
+};
 
 fn candidate(name: &str) -> Candidate {
     Candidate {
@@ -15,6 +23,8 @@ fn candidate(name: &str) -> Candidate {
         address: ([127, 0, 0, 1], 9).into(),
         in_flight: 0,
         assigned: 0,
+        ahead_tokens: 0,
+        cached_tokens: 0,
         max_sessions: 8,
         max_session_tokens: 8192,
         has_plan: true,
@@ -27,7 +37,8 @@ fn wanted(prompt_tokens: u32, codec: KvCodec, mode: Wish) -> Wanted<'static> {
     Wanted {
         prompt_tokens,
         max_tokens: 8,
-        kv: KvOptions { report: false, codec, tier: 32, mode },
+        kv: KvOptions { report: false, codec, tier: 32, mode, cache_salt: None },
+        beginning: &prefixes::SHORT,
         pinned: None,
         affinity: None,
         kept: None,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -20,6 +20,7 @@ use crate::choice::Choice;
 use crate::estimates::Estimates;
 use crate::metrics::Metrics;
 use crate::policy::{self, Candidate, Candidates, LocalPrefill, Placement, Rules, Turn, Unplaceable, Wanted};
+use crate::prefixes::Prefixes;
 
 /// Every so many requests with `kv_codec: "auto"`, one looks at the second best way.
 const EXPLORE_EVERY: u64 = 32;
@@ -44,6 +45,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Members {
     nodes: BTreeMap<NodeId, Node>,
+    /// What prefill nodes may still hold of earlier prompts.
+    prefixes: Prefixes,
     /// Registrations so far; tells a node's present membership from its earlier ones.
     joined: u64,
     /// Placements so far; rotates among equals.
@@ -59,7 +62,9 @@ struct Node {
     generation: u64,
     register: Register,
     reported: Load,
-    assigned: Arc<AtomicU32>,
+    /// Requests that it had from other routers at its last heartbeat.
+    elsewhere: u32,
+    given: Arc<Given>,
     /// When it was heard last.
     heard: Instant,
 }
@@ -75,6 +80,14 @@ pub(crate) enum JoinError {
     Mismatch { present: NodeId, reason: String },
     #[error("the cluster has {limit} nodes already")]
     Full { limit: usize },
+}
+
+/// What the router has given a node and not yet got back.
+#[derive(Debug, Default)]
+struct Given {
+    requests: AtomicU32,
+    /// Prompt tokens to be run for them.
+    tokens: AtomicU64,
 }
 
 /// A node's place in the cluster; it leaves when this is dropped.
@@ -93,7 +106,8 @@ pub(crate) struct Assigned {
     pub(crate) peer: Peer,
     /// Where other nodes reach it, if they do.
     pub(crate) kv_address: Option<SocketAddr>,
-    load: Arc<AtomicU32>,
+    given: Arc<Given>,
+    tokens: u64,
 }
 
 /// The nodes chosen for a request.
@@ -125,11 +139,12 @@ impl Cluster {
         register.kv_address = register.kv_address.map(|bound| address::reachable(bound, seen));
         members.joined += 1;
         let generation = members.joined;
-        let (reported, assigned) = Default::default();
+        let (reported, elsewhere, given) = Default::default();
         let heard = Instant::now();
-        let joining = Node { peer, generation, register, reported, assigned, heard };
+        let joining = Node { peer, generation, register, reported, elsewhere, given, heard };
         let replaced = members.nodes.insert(node.clone(), joining);
         if let Some(old) = replaced {
+            members.prefixes.forget(&node);
             old.peer.close(CloseCode::REPLACED, "the node has come back over a newer connection");
         }
         self.publish(&members);
@@ -142,9 +157,7 @@ impl Cluster {
         members.placed += 1;
         members.open += u64::from(wanted.kv.codec == KvCodec::Auto);
         let turn = Turn { number: members.placed, explore: members.open.is_multiple_of(EXPLORE_EVERY) };
-        let candidates = members.candidates(avoided);
-        let found =
-            |node: &NodeId| members.assign(node).expect("placed on a node that was listed; this is a bug");
+        let candidates = members.candidates(wanted, avoided);
         let (rules, estimates) = (&self.shared.rules, &self.shared.estimates);
         let (placement, choice) = policy::place(&candidates, wanted, rules, turn, estimates)?;
         let gauges = &self.shared.metrics.measured;
@@ -152,11 +165,15 @@ impl Cluster {
         Ok(match placement {
             Placement::Split { prefill, decode, coding } => {
                 choice.queue_ms.into_iter().for_each(|ms| gauges.queue(&prefill, ms));
-                Pair { decode: found(&decode), prefill: Some((found(&prefill), coding)), choice }
+                let run = members.sent(&prefill, wanted);
+                let (prefill, decode) = (members.assign(&prefill, run), members.assign(&decode, 0));
+                Pair { decode, prefill: Some((prefill, coding)), choice }
             }
-            Placement::Local { decode } | Placement::Kept { decode } => {
-                Pair { decode: found(&decode), prefill: None, choice }
+            Placement::Local { decode } => {
+                let run = wanted.prompt_tokens.into();
+                Pair { decode: members.assign(&decode, run), prefill: None, choice }
             }
+            Placement::Kept { decode } => Pair { decode: members.assign(&decode, 0), prefill: None, choice },
         })
     }
 
@@ -169,9 +186,10 @@ impl Cluster {
         let mut members = self.members();
         members.placed += 1;
         let turn = Turn { number: members.placed, explore: false };
-        let (node, coding) = policy::place_keeper(&members.candidates(avoided), wanted, turn)?;
-        let node = members.assign(&node).expect("placed on a node that was listed; this is a bug");
-        Ok((node, coding))
+        let candidates = members.candidates(wanted, avoided);
+        let (node, coding) = policy::place_keeper(&candidates, wanted, &self.shared.rules, turn)?;
+        let run = members.sent(&node, wanted);
+        Ok((members.assign(&node, run), coding))
     }
 
     /// Takes what a request that came to its first token has shown of the nodes.
@@ -231,12 +249,15 @@ impl Cluster {
 }
 
 impl Members {
-    fn candidates(&self, avoided: &[NodeId]) -> Candidates {
+    fn candidates(&self, wanted: &Wanted<'_>, avoided: &[NodeId]) -> Candidates {
         let mut candidates = Candidates::default();
         let usable = self.nodes.iter().filter(|(id, node)| !avoided.contains(id) && node.is_open());
         for (id, node) in usable {
             match node.role() {
-                Role::Prefill => candidates.prefill.push(node.candidate(id)),
+                Role::Prefill => candidates.prefill.push(Candidate {
+                    cached_tokens: self.prefixes.cached(id, wanted.beginning, wanted.prompt_tokens),
+                    ..node.candidate(id)
+                }),
                 Role::Decode => candidates.decode.push(node.candidate(id)),
                 Role::Router => {}
             }
@@ -244,16 +265,27 @@ impl Members {
         candidates
     }
 
-    fn assign(&self, id: &NodeId) -> Option<Assigned> {
-        let node = self.nodes.get(id)?;
-        node.assigned.fetch_add(1, Ordering::Relaxed);
-        Some(Assigned {
+    /// The prefill node will have the prompt's cache; says how many of its tokens are to be run before that.
+    fn sent(&mut self, id: &NodeId, wanted: &Wanted<'_>) -> u64 {
+        let cached = self.prefixes.cached(id, wanted.beginning, wanted.prompt_tokens);
+        let kept = self.nodes.get(id).map_or(0, |node| node.register.prefix_cache_tokens);
+        self.prefixes.sent(id, wanted.beginning, kept);
+        (wanted.prompt_tokens - cached).into()
+    }
+
+    /// Gives the node a request for which it runs so many tokens of prompt.
+    fn assign(&self, id: &NodeId, tokens: u64) -> Assigned {
+        let node = self.nodes.get(id).expect("placed on a node that was listed; this is a bug");
+        node.given.requests.fetch_add(1, Ordering::Relaxed);
+        node.given.tokens.fetch_add(tokens, Ordering::Relaxed);
+        Assigned {
             id: id.clone(),
             role: node.role(),
             peer: node.peer.clone(),
             kv_address: node.register.kv_address,
-            load: Arc::clone(&node.assigned),
-        })
+            given: Arc::clone(&node.given),
+            tokens,
+        }
     }
 }
 
@@ -278,7 +310,7 @@ impl Node {
             waiting,
             kv_used_tokens,
             draining: is_draining,
-            assigned: self.assigned.load(Ordering::Relaxed),
+            assigned: self.given.requests.load(Ordering::Relaxed),
             max_sessions,
             kv_capacity_tokens,
             has_plan: self.peer.hello().model.plan_id.is_some(),
@@ -286,15 +318,15 @@ impl Node {
         }
     }
 
-    /// A heartbeat is up to a second old, so requests assigned since then are counted here as well.
     fn candidate(&self, id: &NodeId) -> Candidate {
-        let reported = self.reported.running.saturating_add(self.reported.waiting);
-        let assigned = self.assigned.load(Ordering::Relaxed);
+        let assigned = self.given.requests.load(Ordering::Relaxed);
         Candidate {
             node: id.clone(),
             address: self.peer.remote_address(),
-            in_flight: assigned.max(reported),
+            in_flight: assigned.saturating_add(self.elsewhere),
             assigned,
+            ahead_tokens: self.given.tokens.load(Ordering::Relaxed),
+            cached_tokens: 0,
             max_sessions: self.register.max_sessions,
             max_session_tokens: self.register.max_session_tokens,
             has_plan: self.peer.hello().model.plan_id.is_some(),
@@ -334,6 +366,9 @@ impl Membership {
         if let Some(node) = members.nodes.get_mut(&self.node)
             && node.generation == self.generation
         {
+            // A heartbeat is up to a second old when it is used; this router's own part of what it says is known better.
+            let own = node.given.requests.load(Ordering::Relaxed);
+            node.elsewhere = load.running.saturating_add(load.waiting).saturating_sub(own);
             (node.reported, node.heard) = (load, Instant::now());
         }
     }
@@ -344,6 +379,7 @@ impl Drop for Membership {
         let mut members = self.cluster.members();
         if members.nodes.get(&self.node).is_some_and(|node| node.generation == self.generation) {
             members.nodes.remove(&self.node);
+            members.prefixes.forget(&self.node);
             self.cluster.shared.estimates.forget(&self.node, Instant::now());
             self.cluster.publish(&members);
         }
@@ -352,6 +388,7 @@ impl Drop for Membership {
 
 impl Drop for Assigned {
     fn drop(&mut self) {
-        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.given.requests.fetch_sub(1, Ordering::Relaxed);
+        self.given.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use transport::message::Role;
 
 use crate::model::RouterModel;
-use crate::policy::{LocalPrefill, PrefillFailure, Rules};
+use crate::policy::{Balance, LocalPrefill, PrefillFailure, Rules};
 
 /// What a router can be told, but for its model and its certificates.
 #[derive(Debug, Clone, Args)]
@@ -58,6 +58,12 @@ pub struct Config {
     /// The kind of the one node that this router stands in front of, where it is that node's own face; no flag asks for it.
     #[arg(skip)]
     pub face_of: Option<Role>,
+    /// How the least loaded node is found: among all, or as the better of two at random, for several routers side by side.
+    #[arg(long, env = "KVFERRY_BALANCE", value_enum, default_value_t)]
+    pub balance: Balance,
+    /// Send prompts to the prefill node that has the cache of their beginning, where that has them done sooner.
+    #[arg(long, env = "KVFERRY_PREFIX_AWARE", default_value_t = true, action = clap::ArgAction::Set)]
+    pub prefix_aware: bool,
     /// Other nodes tried, before the first token only, when one is busy, draining, or cannot be reached.
     #[arg(long, env = "KVFERRY_RETRIES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=16))]
     pub retries: u32,
@@ -98,6 +104,8 @@ impl Config {
             prefill_failure: PrefillFailure::default(),
             kv_transfer_params: false,
             face_of: None,
+            balance: Balance::default(),
+            prefix_aware: true,
             retries: 1,
             reserve_seconds: Duration::from_secs(5),
             first_token_seconds: Duration::from_secs(120),
@@ -110,6 +118,8 @@ impl Config {
     pub(crate) fn rules(&self, model: &RouterModel) -> Rules {
         Rules {
             local_prefill: self.local_prefill,
+            balance: self.balance,
+            prefix_aware: self.prefix_aware,
             bytes_per_token: model.bytes_per_token(),
             keeps: self.kv_transfer_params,
         }

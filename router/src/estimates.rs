@@ -67,7 +67,8 @@ impl Estimates {
         let mut books = self.books();
         let runner = transfer.prefill_node.as_ref().unwrap_or(decode);
         if let Some(ms) = positive(transfer.prefill.prefill_ms) {
-            let tokens = f64::from(prompt_tokens.max(1));
+            let run = prompt_tokens.saturating_sub(transfer.prefill.cached_tokens);
+            let tokens = f64::from(run.max(1));
             let fit = books.prompts.entry(runner.clone());
             let fit =
                 fit.and_modify(|fit| fit.add(tokens, ms, now)).or_insert_with(|| Fit::new(tokens, ms, now));

@@ -28,6 +28,7 @@ fn transfer(codec: &str, mode: KvMode, tokens: u64) -> Transfer {
         wire_ms: 1.0,
         decode_ms: raw_bytes as f32 / 2e5,
         prefill: PrefillStats {
+            cached_tokens: 0,
             queue_ms: 0.0,
             prefill_ms: tokens as f32,
             encode_ms: raw_bytes as f32 / 1e5,

@@ -259,6 +259,7 @@ fn report(tokens: &Tokens, ttft_ms: f64) -> KvTransfer {
         wire_bytes: wire,
         saved_bytes: i64::try_from(i128::from(raw) - i128::from(wire)).unwrap_or(i64::MAX),
         ratio: (wire > 0).then(|| raw as f64 / wire as f64),
+        cached_tokens: transfer.prefill.cached_tokens,
         encode_ms: to_thousandths(transfer.prefill.encode_ms.into()),
         wire_ms: to_thousandths(transfer.wire_ms.into()),
         overlap: is_remote.then(|| to_thousandths(transfer.prefill.overlap.into())),

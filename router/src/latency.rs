@@ -48,6 +48,8 @@ impl Way {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setting {
     pub(crate) prompt_tokens: f64,
+    /// Of these, those that the prefill node need not run.
+    pub(crate) cached_tokens: f64,
     pub(crate) raw_bytes: f64,
     /// Tokens of a chunk that streams, and of one that is coded after the prompt.
     pub(crate) chunk_tokens: f64,
@@ -88,7 +90,7 @@ impl Setting {
     /// Shipping the cache. Every chunk is coded, sent and decoded while the next one computes, or, *after* the prompt, while
     /// the next one is coded.
     pub(crate) fn split(&self, coder: &Coder) -> Forecast {
-        let prefill = self.prefill.ms(self.prompt_tokens);
+        let prefill = self.prefill.ms(self.prompt_tokens - self.cached_tokens);
         let encode = self.raw_bytes / coder.encode;
         let wire = coder.wire_bytes / self.link;
         let decode = self.raw_bytes / coder.decode;

@@ -7,6 +7,7 @@ const BYTES_PER_TOKEN: f64 = 32_768.0;
 /// A data-centre GPU with Llama 3.2 1B: 10 ms and 0.05 ms a token.
 fn setting(tokens: f64, gbps: f64) -> Setting {
     Setting {
+        cached_tokens: 0.0,
         prompt_tokens: tokens,
         raw_bytes: tokens * BYTES_PER_TOKEN,
         chunk_tokens: 256.0,
@@ -45,6 +46,16 @@ fn forecasts(setting: &Setting) -> Vec<Forecast> {
 
 fn chosen(setting: &Setting) -> String {
     choose(&forecasts(setting), false).unwrap().way.name()
+}
+
+#[test]
+fn what_the_prefill_node_has_it_need_not_run() {
+    let raw = coders(4000.0).remove(0);
+    let whole = setting(4000.0, 100.0);
+    let half = Setting { cached_tokens: 2000.0, ..whole };
+    let saved = whole.split(&raw).ms - half.split(&raw).ms;
+    assert!((90.0..=101.0).contains(&saved), "2,000 tokens of 0.05 ms each are {saved} ms");
+    assert_eq!(whole.local().ms, half.local().ms);
 }
 
 #[test]

@@ -50,6 +50,7 @@ mod nodes;
 mod openapi;
 mod page;
 mod policy;
+mod prefixes;
 mod relay;
 mod sequences;
 mod sse;

@@ -252,10 +252,9 @@ impl Metrics {
 
     /// A prompt has run, and its cache is kept for a request to come.
     pub(crate) fn kept(&self, arrived: Instant, prompt_tokens: u32, stats: &PrefillStats) -> Course {
-        let (prefill, queue) = (f64::from(stats.prefill_ms) / 1e3, f64::from(stats.queue_ms) / 1e3);
-        self.prefill_seconds.observe(prefill);
-        self.prefill_queue_seconds.observe(queue);
-        self.vllm.begin_local(arrived, prompt_tokens, queue, prefill)
+        self.prefill_seconds.observe(f64::from(stats.prefill_ms) / 1e3);
+        self.prefill_queue_seconds.observe(f64::from(stats.queue_ms) / 1e3);
+        self.vllm.begin_kept(arrived, prompt_tokens, stats)
     }
 
     fn decided(&self, transfer: &KvTransfer, bypass: Option<Bypass>) {

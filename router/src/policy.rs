@@ -14,6 +14,7 @@ use crate::choice::{Bypass, Choice, decide, for_keeping};
 use crate::estimates::Estimates;
 use crate::latency::Way;
 use crate::leg::{Cause, NodeError, Phase};
+use crate::prefixes::Beginning;
 
 /// A node that is fuller than another by more than this share of its sessions, in units of 2^-16, does not keep its
 /// conversations.
@@ -42,16 +43,31 @@ pub enum PrefillFailure {
     Local,
 }
 
+/// How the least loaded node is found, where no other rule decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Balance {
+    /// All are compared: best with one router, which knows what it has given each node.
+    #[default]
+    LeastLoad,
+    /// The better of two at random (Mitzenmacher 2001): several routers whose knowledge of each other's requests is as old as a
+    /// heartbeat do not all choose the same node then.
+    PowerOfTwo,
+}
+
 /// A node as the policy sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) node: NodeId,
     /// Where it dials in from.
     pub(crate) address: SocketAddr,
-    /// Requests it is working on, by its own last word or by ours.
+    /// Requests it is working on: those from here, and those that it had from other routers when it was heard last.
     pub(crate) in_flight: u32,
     /// Requests it has from here at this moment.
     pub(crate) assigned: u32,
+    /// Prompt tokens that these have to be run there, at most.
+    pub(crate) ahead_tokens: u64,
+    /// Tokens of the prompt in question whose cache it probably has.
+    pub(crate) cached_tokens: u32,
     /// Requests it admits at once.
     pub(crate) max_sessions: u32,
     /// Longest prompt plus generation it takes.
@@ -68,6 +84,14 @@ impl Candidate {
     fn load(&self) -> u64 {
         (u64::from(self.in_flight) << 16) / u64::from(self.max_sessions.max(1))
     }
+
+    /// Tokens that it runs until a prompt is done: those before it, taking other routers' prompts to be as long, and its own but for
+    /// those whose cache is there.
+    fn work(&self, prompt_tokens: u32) -> u64 {
+        let elsewhere = u64::from(self.in_flight.saturating_sub(self.assigned));
+        let own = u64::from(prompt_tokens.saturating_sub(self.cached_tokens));
+        self.ahead_tokens.saturating_add(elsewhere * u64::from(prompt_tokens)).saturating_add(own)
+    }
 }
 
 /// Every node that may be chosen, each list in the order of names.
@@ -82,6 +106,8 @@ pub(crate) struct Candidates {
 pub(crate) struct Wanted<'a> {
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
+    /// What the prompt may have in common with others.
+    pub(crate) beginning: &'a Beginning,
     pub(crate) kv: KvOptions,
     /// The prefill node that must take it, by name or address.
     pub(crate) pinned: Option<&'a str>,
@@ -97,6 +123,9 @@ pub(crate) struct Wanted<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub(crate) local_prefill: LocalPrefill,
+    pub(crate) balance: Balance,
+    /// Whether prompts go where their beginning is known.
+    pub(crate) prefix_aware: bool,
     /// Bytes of bf16 cache that a token has.
     pub(crate) bytes_per_token: u32,
     /// Whether prefill nodes may be asked to keep caches, for which no decode node is needed here.
@@ -156,23 +185,19 @@ pub(crate) fn place(
     let decode = long_enough(&candidates.decode, needed, Unplaceable::NoDecode)?;
     if let (Some((codec, mode)), None) = (wanted.kept, wanted.local) {
         let can_decode = |candidate: &&Candidate| candidate.has_plan || !codec.is_transform();
-        let decode = least_loaded(decode.into_iter().filter(can_decode), turn.number);
+        let decode = decode.into_iter().filter(can_decode).collect();
+        let decode = least_loaded(decode, rules.balance, turn.number);
         let decode = decode.ok_or(Unplaceable::NoPlan)?.node.clone();
         return Ok((Placement::Kept { decode }, Choice::kept(codec, mode)));
     }
     if let Some(why) = wanted.local.or_else(|| must_be_local(candidates, rules)) {
-        let decode = least_loaded(decode, turn.number).ok_or(Unplaceable::NoDecode)?;
+        let decode = least_loaded(decode, rules.balance, turn.number).ok_or(Unplaceable::NoDecode)?;
         return Ok((Placement::Local { decode: decode.node.clone() }, Choice::local(why)));
     }
-    let prefill = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
+    let prefill = prefill_for(candidates, wanted, rules, turn)?;
     let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
-    let decode = least_loaded(decode.into_iter().filter(can_code), turn.number).ok_or(Unplaceable::NoPlan)?;
-    let prefill = pinned(prefill, wanted.pinned)?.into_iter().filter(can_code);
-    let prefill = match wanted.affinity {
-        None => least_loaded(prefill, turn.number),
-        Some(affinity) => nearest(prefill, affinity),
-    };
-    let prefill = prefill.ok_or(Unplaceable::NoPlan)?;
+    let decode = decode.into_iter().filter(can_code).collect();
+    let decode = least_loaded(decode, rules.balance, turn.number).ok_or(Unplaceable::NoPlan)?;
     let choice = decide(wanted, rules, (prefill, decode), estimates, turn.explore);
     let (prefill, decode) = (prefill.node.clone(), decode.node.clone());
     let placement = match choice.way {
@@ -189,19 +214,31 @@ pub(crate) fn place(
 pub(crate) fn place_keeper(
     candidates: &Candidates,
     wanted: &Wanted<'_>,
+    rules: &Rules,
     turn: Turn,
 ) -> Result<(NodeId, KvCoding), Unplaceable> {
-    let nodes = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
-    let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
-    let nodes = pinned(nodes, wanted.pinned)?.into_iter().filter(can_code);
-    let node = match wanted.affinity {
-        None => least_loaded(nodes, turn.number),
-        Some(affinity) => nearest(nodes, affinity),
-    };
-    let node = node.ok_or(Unplaceable::NoPlan)?;
+    let node = prefill_for(candidates, wanted, rules, turn)?;
     let (codec, mode) = for_keeping(wanted, node.has_plan);
     let coding = KvCoding { codec: codec.as_str().to_owned(), tier: wanted.kv.tier, mode };
     Ok((node.node.clone(), coding))
+}
+
+/// The prefill node that the request names, the one that has its conversation or its beginning, or the least loaded one.
+fn prefill_for<'a>(
+    candidates: &'a Candidates,
+    wanted: &Wanted<'_>,
+    rules: &Rules,
+    turn: Turn,
+) -> Result<&'a Candidate, Unplaceable> {
+    let nodes = long_enough(&candidates.prefill, wanted.prompt_tokens, Unplaceable::NoPrefill)?;
+    let can_code = |candidate: &&Candidate| candidate.has_plan || !wanted.kv.codec.is_transform();
+    let nodes: Vec<_> = pinned(nodes, wanted.pinned)?.into_iter().filter(can_code).collect();
+    let known = || soonest(&nodes, wanted.prompt_tokens).filter(|_| rules.prefix_aware);
+    let node = match wanted.affinity {
+        Some(affinity) => nearest(nodes, affinity),
+        None => known().or_else(|| least_loaded(nodes, rules.balance, turn.number)),
+    };
+    node.ok_or(Unplaceable::NoPlan)
 }
 
 /// Why a decode node has to run the prompt, whatever the request asks for.
@@ -237,11 +274,17 @@ fn pinned<'a>(
 
 /// The node that belongs to a conversation, among those that are not much fuller than the emptiest: highest random weight
 /// (Thaler and Ravishankar 1998), so that a node that comes or goes moves only its own share.
-fn nearest<'a>(nodes: impl IntoIterator<Item = &'a Candidate>, affinity: u64) -> Option<&'a Candidate> {
-    let nodes: Vec<_> = nodes.into_iter().collect();
+fn nearest(nodes: Vec<&Candidate>, affinity: u64) -> Option<&Candidate> {
     let least = nodes.iter().map(|node| node.load()).min()?;
     let open = nodes.into_iter().filter(|node| node.load() <= least + MUCH_FULLER);
     open.max_by_key(|node| hash(&(affinity, &node.node.0)))
+}
+
+/// The node that would have a prompt done first, where one at least has the cache of its beginning.
+fn soonest<'a>(nodes: &[&'a Candidate], prompt_tokens: u32) -> Option<&'a Candidate> {
+    let is_known = nodes.iter().any(|node| node.cached_tokens > 0);
+    let soonest = nodes.iter().min_by_key(|node| (node.work(prompt_tokens), node.load()));
+    soonest.filter(|_| is_known).copied()
 }
 
 /// The same in all runs of a release.
@@ -251,8 +294,14 @@ pub(crate) fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-fn least_loaded<'a>(nodes: impl IntoIterator<Item = &'a Candidate>, turn: u64) -> Option<&'a Candidate> {
-    let mut nodes: Vec<_> = nodes.into_iter().collect();
+fn least_loaded(mut nodes: Vec<&Candidate>, balance: Balance, turn: u64) -> Option<&Candidate> {
+    if balance == Balance::PowerOfTwo && nodes.len() > 2 {
+        let (random, count) = (hash(&turn), nodes.len() as u64);
+        // Two different ones; the remainders are below the number of nodes.
+        let first = random % count;
+        let second = (first + 1 + (random >> 32) % (count - 1)) % count;
+        nodes = vec![nodes[first as usize], nodes[second as usize]];
+    }
     nodes.sort_by_key(|node| Reverse(node.load()));
     let least = nodes.last()?.load();
     let equals: Vec<_> = nodes.into_iter().filter(|node| node.load() == least).collect();

@@ -7,6 +7,7 @@ use transport::message::Failure;
 
 use super::*;
 use crate::measured::Gauges;
+use crate::prefixes;
 
 fn node(name: &str, in_flight: u32) -> Candidate {
     Candidate {
@@ -14,6 +15,8 @@ fn node(name: &str, in_flight: u32) -> Candidate {
         address: ([127, 0, 0, 1], 9).into(),
         in_flight,
         assigned: in_flight,
+        ahead_tokens: 0,
+        cached_tokens: 0,
         max_sessions: 8,
         max_session_tokens: 1000,
         has_plan: true,
@@ -30,7 +33,8 @@ fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted<'static> {
     Wanted {
         prompt_tokens,
         max_tokens: 10,
-        kv: KvOptions { report: false, codec, tier: 16, mode: Wish::Auto },
+        kv: KvOptions { report: false, codec, tier: 16, mode: Wish::Auto, cache_salt: None },
+        beginning: &prefixes::SHORT,
         pinned: None,
         affinity: None,
         kept: None,
@@ -38,7 +42,13 @@ fn wanted(prompt_tokens: u32, codec: KvCodec) -> Wanted<'static> {
     }
 }
 
-const AUTO: Rules = Rules { local_prefill: LocalPrefill::Auto, bytes_per_token: 6144, keeps: false };
+const AUTO: Rules = Rules {
+    local_prefill: LocalPrefill::Auto,
+    balance: Balance::LeastLoad,
+    prefix_aware: true,
+    bytes_per_token: 6144,
+    keeps: false,
+};
 
 fn nothing_known() -> Estimates {
     Estimates::new(Gauges::new(&service::Registry::new()))
@@ -200,6 +210,44 @@ fn a_conversation_keeps_its_node_until_that_is_much_fuller() {
 }
 
 #[test]
+fn a_prompt_goes_where_it_is_done_first() {
+    let node = |name, assigned, ahead_tokens, cached_tokens| Candidate {
+        ahead_tokens,
+        cached_tokens,
+        ..node(name, assigned)
+    };
+    let placed_on = |prefill: [Candidate; 2], rules: &Rules| {
+        let nodes = candidates(prefill.to_vec(), vec![super::tests::node("d", 0)]);
+        placed(&nodes, &wanted(600, KvCodec::Raw), rules, 0)
+    };
+    let fresh = |ahead| node("fresh", u32::from(ahead > 0), ahead, 0);
+    // Half of it is known to a node that has as much to do as the other, and then so much more that the gain is gone.
+    for (ahead, expected) in [(0, "knows"), (299, "knows"), (301, "fresh")] {
+        let placed = placed_on([fresh(0), node("knows", u32::from(ahead > 0), ahead, 300)], &AUTO);
+        assert_eq!(placed, format!("{expected}>d:raw"), "{ahead} tokens ahead");
+    }
+    // What other routers have given a node counts as prompts of the same length.
+    let elsewhere = Candidate { in_flight: 1, ..node("knows", 0, 0, 300) };
+    assert_eq!(placed_on([fresh(0), elsewhere], &AUTO), "fresh>d:raw");
+    let unaware = Rules { prefix_aware: false, ..AUTO };
+    assert_eq!(placed_on([fresh(0), node("knows", 1, 0, 300)], &unaware), "fresh>d:raw");
+}
+
+#[test]
+fn the_better_of_two_at_random_is_never_the_fullest() {
+    let rules = Rules { balance: Balance::PowerOfTwo, ..AUTO };
+    let prefill = ["a", "b", "c", "d"].iter().zip(0..).map(|(name, load)| node(name, load)).collect();
+    let nodes = candidates(prefill, vec![node("x", 0)]);
+    let placed = |turn| placed(&nodes, &wanted(10, KvCodec::Raw), &rules, turn);
+    let chosen: Vec<_> = (0..600).map(|turn| placed(turn).chars().next().unwrap()).collect();
+    // Of four nodes the emptiest is in half of all pairs, the next in a third without it, and so on.
+    for (name, expected) in [('a', 300), ('b', 200), ('c', 100), ('d', 0)] {
+        let count = chosen.iter().filter(|chosen| **chosen == name).count();
+        assert!(count.abs_diff(expected) < 50, "{name} was chosen {count} times of 600, {expected} expected");
+    }
+}
+
+#[test]
 fn a_cache_that_did_not_come_is_told_from_a_request_that_is_wrong() {
     let error = |role, cause| NodeError { node: NodeId("n".into()), role, cause };
     let failed = |kind| Cause::Failed(transport::message::Failure { kind, message: String::new() });
@@ -232,7 +280,7 @@ fn a_kept_cache_needs_a_decode_node_that_can_read_it_and_no_prefill_node() {
 fn a_cache_that_is_to_be_kept_is_coded_by_what_the_node_can() {
     let turn = Turn { number: 0, explore: false };
     let coding = |node: Candidate, wanted: &Wanted<'_>| {
-        let (_, coding) = place_keeper(&candidates(vec![node], vec![]), wanted, turn)?;
+        let (_, coding) = place_keeper(&candidates(vec![node], vec![]), wanted, &AUTO, turn)?;
         Ok((coding.codec, coding.mode))
     };
     let told = |codec: &str, mode| Ok((codec.to_owned(), mode));
@@ -243,7 +291,7 @@ fn a_cache_that_is_to_be_kept_is_coded_by_what_the_node_can() {
     assert_eq!(coding(node("p", 0), &wanted(500, KvCodec::Fp8)), told("fp8", KvMode::Stream));
     assert_eq!(coding(poor(), &wanted(500, KvCodec::Kvtc)), Err(Unplaceable::NoPlan));
     assert_eq!(
-        place_keeper(&Candidates::default(), &wanted(500, KvCodec::Auto), turn),
+        place_keeper(&Candidates::default(), &wanted(500, KvCodec::Auto), &AUTO, turn),
         Err(Unplaceable::NoPrefill)
     );
 }

@@ -33,6 +33,7 @@ use crate::handover::KeptCache;
 use crate::leg::{Cause, Leg, NodeError, Phase};
 use crate::metrics::Metrics;
 use crate::policy::{self, PrefillFailure};
+use crate::prefixes::Beginning;
 use crate::trace;
 
 /// When decode reports a broken transfer, how long prefill is given to say what really happened.
@@ -113,7 +114,8 @@ impl Relay {
 
     /// Runs a request up to its first token, on other nodes where the first ones cannot.
     pub(crate) async fn begin(&self, job: &Job) -> Result<Tokens, Error> {
-        let mut wanted = job.wanted();
+        let beginning = Beginning::of(&job.token_ids, job.kv.cache_salt);
+        let mut wanted = job.wanted(&beginning);
         let mut avoided: Vec<NodeId> = Vec::new();
         let mut last_error: Option<NodeError> = None;
         loop {
@@ -224,6 +226,7 @@ impl Relay {
         let request = Request::Prefill(Prefill {
             request: job.request,
             token_ids: job.token_ids.clone(),
+            cache_salt: job.kv.cache_salt,
             sampling: job.sampling.clone(),
             coding,
             target,

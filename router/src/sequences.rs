@@ -30,6 +30,8 @@ use crate::transfers::Transfers;
 pub(crate) struct Item {
     pub(crate) index: usize,
     pub(crate) prompt_tokens: u32,
+    /// Of these, those that an earlier prompt had left.
+    pub(crate) cached_tokens: u32,
     pub(crate) piece: Piece,
     /// When what it was made of was read from the node.
     pub(crate) read: Instant,
@@ -42,7 +44,10 @@ pub(crate) struct Sequences {
     running: FuturesUnordered<Stepping>,
     /// Tokens of each sequence up to now.
     generated: Vec<u32>,
+    /// Choices for each prompt.
+    n: usize,
     prompt_tokens: u32,
+    cached_tokens: u32,
     transfers: Transfers,
     /// The request's places among those that are served at once; so many sequences run side by side.
     permit: OwnedSemaphorePermit,
@@ -101,7 +106,9 @@ impl Sequences {
             waiting,
             running: FuturesUnordered::new(),
             generated: vec![0; total],
+            n,
             prompt_tokens,
+            cached_tokens: 0,
             transfers: Transfers::default(),
             permit: ask.permit,
         }
@@ -114,12 +121,15 @@ impl Sequences {
         let Stepped { index, generation, piece } = stepped?;
         self.generated[index] = piece.generated;
         let (prompt_tokens, read) = (generation.prompt_tokens(), generation.read_at());
+        let cached_tokens = generation.transfer().cached_tokens;
         if piece.end.is_some() {
+            // Further choices find what the first one has left.
+            self.cached_tokens += if index.is_multiple_of(self.n) { cached_tokens } else { 0 };
             self.transfers.add(index, generation.transfer());
         } else {
             self.waiting.push_front(Sequence { index, state: State::Running(generation) });
         }
-        Ok(Some(Item { index, prompt_tokens, piece, read }))
+        Ok(Some(Item { index, prompt_tokens, cached_tokens, piece, read }))
     }
 
     async fn step(&mut self) -> Option<Result<Stepped, Error>> {
@@ -146,7 +156,7 @@ impl Sequences {
 
     /// Tokens so far; a prompt counts once however many sequences it has.
     pub(crate) fn usage(&self) -> Usage {
-        Usage::new(self.prompt_tokens, self.generated.iter().sum())
+        Usage::new(self.prompt_tokens, self.generated.iter().sum(), self.cached_tokens)
     }
 
     /// What the caches of ended sequences cost.

@@ -15,6 +15,7 @@ use service::Registry;
 use service::trace::{self, TARGET};
 use tracing::field::Empty;
 use tracing::{Span, info_span};
+use transport::message::PrefillStats;
 
 /// vLLM's bounds for the time to the first token, in seconds.
 const FIRST_TOKEN: [f64; 22] = [
@@ -55,7 +56,6 @@ struct FromSource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
     LocalCompute,
-    /// Stays at 0: no cache outlives its request.
     LocalCacheHit,
     ExternalKvTransfer,
 }
@@ -164,31 +164,33 @@ impl Vllm {
             KvSource::Local => Source::LocalCompute,
         };
         let times = (transfer.queue_ms / 1e3, transfer.prefill_ms / 1e3);
-        self.begin_from(source, arrived, prompt_tokens, times)
+        self.begin_from(source, arrived, (prompt_tokens, transfer.cached_tokens), times)
     }
 
-    /// The same of a request whose cache has not travelled; wait and prompt pass in seconds.
-    pub(crate) fn begin_local(
+    /// The same of a request whose cache has not travelled.
+    pub(crate) fn begin_kept(
         self: &Arc<Self>,
         arrived: Instant,
         prompt_tokens: u32,
-        queue: f64,
-        prefill: f64,
+        stats: &PrefillStats,
     ) -> Course {
-        self.begin_from(Source::LocalCompute, arrived, prompt_tokens, (queue, prefill))
+        let times = (f64::from(stats.queue_ms) / 1e3, f64::from(stats.prefill_ms) / 1e3);
+        self.begin_from(Source::LocalCompute, arrived, (prompt_tokens, stats.cached_tokens), times)
     }
 
     fn begin_from(
         self: &Arc<Self>,
         source: Source,
         arrived: Instant,
-        prompt_tokens: u32,
+        (prompt_tokens, cached_tokens): (u32, u32),
         (queue, prefill): (f64, f64),
     ) -> Course {
         let now = Instant::now();
         self.first_token.observe(now.duration_since(arrived).as_secs_f64());
         self.prompt_tokens.inc_by(prompt_tokens.into());
-        self.sources.get_or_create(&self.model.of(source)).inc_by(prompt_tokens.into());
+        let cached = cached_tokens.min(prompt_tokens);
+        self.sources.get_or_create(&self.model.of(Source::LocalCacheHit)).inc_by(cached.into());
+        self.sources.get_or_create(&self.model.of(source)).inc_by((prompt_tokens - cached).into());
         Course {
             vllm: Arc::clone(self),
             arrived,

@@ -163,6 +163,8 @@ impl Nodes {
         let request = Request::Prefill(Prefill {
             request: RequestId::random(),
             token_ids: asked.prompt.clone(),
+            // What another prompt has left would differ in its last bits, since it ran in other chunks.
+            cache_salt: Some(RequestId::random().0.into_bytes()),
             sampling: asked.sampling.clone(),
             coding: KvCoding { codec: "raw".into(), tier: 32, mode: KvMode::Stream },
             target: Some(target),

@@ -61,6 +61,7 @@ impl StubPrefill {
             max_sessions: 8,
             chunk_tokens: CHUNK as u32,
             after_chunk_tokens: 0,
+            prefix_cache_tokens: 0,
         };
         let (sender, jobs) = mpsc::channel(8);
         let take = move |mut router: Stream| {

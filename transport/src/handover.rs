@@ -1,12 +1,25 @@
-//! Caches that a prefill node codes before it is known where they go, and keeps until a decode node asks for them: the part of
-//! the messages that is theirs.
+//! Where caches go and where they come from: targets of deliveries; and caches that a prefill node codes before it is known where
+//! they go, and keeps until a decode node asks for them.
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{InstanceId, LeaseId, NodeId, PromptDigest, RequestId};
-use crate::message::{DecodeTarget, FinishReason, Logprobs, PrefillStats, TraceContext};
+use crate::ids::{InstanceId, LeaseId, NodeId, PromptDigest, RequestId, Ticket};
+use crate::message::{FinishReason, Logprobs, PrefillStats, TraceContext};
+
+/// Where prefill delivers the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecodeTarget {
+    /// The node expected there.
+    pub node: NodeId,
+    /// The run of it that holds the reservation.
+    pub instance: InstanceId,
+    /// Its address for KV streams.
+    pub address: SocketAddr,
+    /// The reservation.
+    pub ticket: Ticket,
+}
 
 /// Where a coded cache is kept, and under which lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::handover::{Deliver, Holder, Kept};
+pub use crate::handover::{DecodeTarget, Deliver, Holder, Kept};
 use crate::ids::{InstanceId, NodeId, RequestId, Ticket};
 pub use crate::sampling::{Logprobs, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS, Sampling};
 
@@ -101,6 +101,8 @@ pub struct Register {
     pub chunk_tokens: u32,
     /// Tokens of a cache that it codes as one chunk after the prompt (prefill nodes only, otherwise 0).
     pub after_chunk_tokens: u32,
+    /// Tokens of finished prompts that it keeps for those that begin alike (prefill nodes only, otherwise 0).
+    pub prefix_cache_tokens: u32,
 }
 
 /// How busy a node is, sent at every heartbeat.
@@ -202,19 +204,6 @@ pub struct Reserve {
     pub trace: Option<TraceContext>,
 }
 
-/// Where prefill delivers the cache.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DecodeTarget {
-    /// The node expected there.
-    pub node: NodeId,
-    /// The run of it that holds the reservation.
-    pub instance: InstanceId,
-    /// Its address for KV streams.
-    pub address: SocketAddr,
-    /// The reservation.
-    pub ticket: Ticket,
-}
-
 /// Router asks prefill to run a prompt and deliver its cache.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prefill {
@@ -222,6 +211,8 @@ pub struct Prefill {
     pub request: RequestId,
     /// The prompt.
     pub token_ids: Vec<u32>,
+    /// It shares the caches of prompts that have the same here; a digest of what the client said.
+    pub cache_salt: Option<[u8; 16]>,
     /// How to draw the first token.
     pub sampling: Sampling,
     /// How to code the cache.
@@ -246,9 +237,11 @@ pub enum Request {
 /// What the prompt pass cost on the prefill node; travels with [`KvStream::End`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct PrefillStats {
+    /// Tokens of the prompt whose cache an earlier prompt had left.
+    pub cached_tokens: u32,
     /// Wait for the engine, in milliseconds.
     pub queue_ms: f32,
-    /// Forward passes over the prompt, in milliseconds.
+    /// Forward passes over the rest of the prompt, in milliseconds.
     pub prefill_ms: f32,
     /// Coding of the cache, summed over chunks, in milliseconds.
     pub encode_ms: f32,

@@ -79,6 +79,7 @@ fn prefill(token_ids: Vec<u32>) -> Request {
     Request::Prefill(Prefill {
         request: RequestId::random(),
         token_ids,
+        cache_salt: Some([9; 16]),
         sampling: sampling(),
         coding: coding(),
         target: Some(target()),
@@ -136,6 +137,7 @@ fn transfer() -> Transfer {
         wire_ms: 12.5,
         decode_ms: 3.25,
         prefill: PrefillStats {
+            cached_tokens: 64,
             queue_ms: 1.0,
             prefill_ms: 250.0,
             encode_ms: 40.0,
@@ -155,6 +157,7 @@ async fn every_message_arrives_as_it_was_sent() {
         max_sessions: 32,
         chunk_tokens: 256,
         after_chunk_tokens: 2048,
+        prefix_cache_tokens: 16_384,
     };
     let load = Load { running: 1, waiting: 2, kv_used_tokens: 3, is_draining: true };
     crosses(&pair, vec![Control::Register(register), Control::Heartbeat(load)]).await;

@@ -25,6 +25,8 @@ const GOODPUT_BYTES: usize = 1 << 30;
 /// Share of the shaped rate that a raw transfer should reach; below, the path is the limit and not the link.
 const REACHED: f64 = 0.8;
 const SEED: u64 = 23;
+/// How a conversation goes on: of the whole prompt the last 128 tokens run, and this.
+const NEXT: &str = "\nAnd what else was said of it, and by whom?\n";
 
 /// Link and tier.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -71,16 +73,19 @@ struct Runs {
     prompt_tokens: u32,
     raw: Vec<KvTransfer>,
     coded: Vec<KvTransfer>,
+    /// The turns of a conversation that follow the coded ones.
+    next: Vec<KvTransfer>,
 }
 
-/// Every run sends a text of its own, raw and coded, in turns first; the first run is not counted.
+/// Every run sends a text of its own, raw and coded, in turns first, and then goes on with it; the first run is not counted.
 async fn measure(args: &Args, what: E2eArgs, client: &Client) -> anyhow::Result<Runs> {
     let tokenizer = Tokenizer::load(&args.model)?;
     let progress = ProgressBar::new(u64::from(args.runs) + 1);
     let mut runs = Runs::default();
     for run in 0..=args.runs {
         let prompt = prompt(&tokenizer, args.tokens, run, &args.model)?;
-        let send = async |codec| client.complete(&prompt, codec, what.tier).await;
+        let salt = |codec| format!("{SEED}.{run}.{codec}");
+        let send = async |codec| client.turn(&prompt, codec, what.tier, &salt(codec)).await;
         // Whatever the second request of a prompt may gain from the first, both codecs gain it.
         let (raw, coded) = if run % 2 == 0 {
             let raw = send("raw").await?;
@@ -89,8 +94,10 @@ async fn measure(args: &Args, what: E2eArgs, client: &Client) -> anyhow::Result<
             let coded = send("kvtc").await?;
             (send("raw").await?, coded)
         };
-        let Answer { prompt_tokens, transfer, .. } = coded;
+        let Answer { prompt_tokens, transfer, text, .. } = coded;
+        let next = client.turn(&format!("{prompt}{text}{NEXT}"), "kvtc", what.tier, &salt("kvtc")).await?;
         if run > 0 {
+            runs.next.push(next.transfer);
             runs.prompt_tokens = prompt_tokens;
             runs.raw.push(raw.transfer);
             runs.coded.push(transfer);
@@ -137,6 +144,9 @@ impl Runs {
         figures.put("wire_raw_ms", of(&self.raw, |t| t.wire_ms));
         figures.put("second_token_raw_ms", of(&self.raw, second));
         figures.put("second_token_coded_ms", of(&self.coded, second));
+        figures.put("next_turn_cached_tokens", of(&self.next, |t| f64::from(t.cached_tokens)));
+        figures.put("next_turn_prefill_ms", of(&self.next, |t| t.prefill_ms));
+        figures.put("next_turn_ttft_ms", of(&self.next, |t| t.ttft_ms));
         self.put_link(link_gbps, figures);
     }
 

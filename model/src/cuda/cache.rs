@@ -22,6 +22,20 @@ impl CudaCache {
         Ok(Self { pages: Arc::new(pool.take(stream, tokens)?), len: 0 })
     }
 
+    /// A cache with room for `tokens` tokens that begins as another does: the first `shared` tokens are there already, in the other's
+    /// pages, to which neither may write from now on.
+    ///
+    /// # Errors
+    /// [`gpu::Error::NoPages`], with nothing taken; [`Error::Range`] for tokens that the other does not hold or that do not fill their
+    /// pages.
+    pub fn after(other: &Self, stream: &Arc<CudaStream>, shared: usize, tokens: usize) -> Result<Self> {
+        if shared > other.len || shared > tokens || !shared.is_multiple_of(gpu::PAGE_TOKENS) {
+            return Err(Error::Range { start: 0, end: shared, len: other.len.min(tokens) });
+        }
+        let (pool, pages) = (other.pages.pool(), &other.pages.list()[..shared / gpu::PAGE_TOKENS]);
+        Ok(Self { pages: Arc::new(pool.take_after(stream, pages, tokens)?), len: shared })
+    }
+
     /// Tokens held.
     #[must_use]
     pub fn len(&self) -> usize {

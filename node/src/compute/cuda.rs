@@ -100,13 +100,16 @@ impl Device {
     }
 
     pub(crate) fn cache(&self, tokens: usize) -> Result<Cache, Failure> {
-        let busy = |error: model::Error| match error {
-            model::Error::Gpu(error @ (gpu::Error::NoPages { .. } | gpu::Error::OutOfMemory { .. })) => {
-                fail(FailureKind::Busy, error)
-            }
-            other => internal(other),
-        };
-        CudaCache::new(&self.pool, &self.stream, tokens).map(Cache::Device).map_err(busy)
+        CudaCache::new(&self.pool, &self.stream, tokens).map(Cache::Device).map_err(no_cache)
+    }
+
+    pub(crate) fn cache_after(
+        &self,
+        other: &CudaCache,
+        shared: usize,
+        tokens: usize,
+    ) -> Result<Cache, Failure> {
+        CudaCache::after(other, &self.stream, shared, tokens).map(Cache::Device).map_err(no_cache)
     }
 
     pub(crate) fn coder(&self, coding: Coding, prompt: &[u32]) -> DeviceCoder {
@@ -115,6 +118,16 @@ impl Device {
 
     pub(crate) fn importer(&self, coding: Coding) -> DeviceImporter {
         DeviceImporter { decoders: Arc::clone(&self.decoders), coding }
+    }
+}
+
+/// Why there is no cache for a session.
+fn no_cache(error: model::Error) -> Failure {
+    match error {
+        model::Error::Gpu(error @ (gpu::Error::NoPages { .. } | gpu::Error::OutOfMemory { .. })) => {
+            fail(FailureKind::Busy, error)
+        }
+        other => internal(other),
     }
 }
 

@@ -13,6 +13,7 @@ use super::cache::Cache;
 use super::choice::DeviceChoice;
 use super::runner::Runner;
 use crate::args::NodeArgs;
+use crate::failure::internal;
 use crate::loaded::{LoadError, Loaded, identity};
 
 /// What a place has to be made for.
@@ -136,6 +137,39 @@ impl Served {
             #[cfg(feature = "cuda")]
             Place::Device(device) => device.cache(tokens),
         }
+    }
+
+    /// A cache with room for `tokens` tokens that begins with another's first `shared`, of which [`Self::shareable`] says how many
+    /// may be. Neither cache may be changed there any more.
+    ///
+    /// # Errors
+    /// As [`Self::cache`].
+    pub fn cache_after(&self, other: &Cache, shared: usize, tokens: usize) -> Result<Cache, Failure> {
+        match (&self.place, other) {
+            (Place::Host(_), Cache::Host(other)) => {
+                KvCache::after(other, shared, tokens).map(Cache::Host).map_err(internal)
+            }
+            #[cfg(feature = "cuda")]
+            (Place::Device(device), Cache::Device(other)) => device.cache_after(other, shared, tokens),
+            #[cfg(feature = "cuda")]
+            _ => panic!("a cache of another machine; this is a bug"),
+        }
+    }
+
+    /// How many of `tokens` tokens that two caches begin with one may take from the other: all in host memory, whole pages on a GPU.
+    #[must_use]
+    pub fn shareable(&self, tokens: usize) -> usize {
+        match &self.place {
+            Place::Host(_) => tokens,
+            #[cfg(feature = "cuda")]
+            Place::Device(_) => tokens - tokens % gpu::PAGE_TOKENS,
+        }
+    }
+
+    /// Whether caches that are kept lie in memory that other sessions have no use for meanwhile.
+    #[must_use]
+    pub fn keeps_in_pool(&self) -> bool {
+        !matches!(self.place, Place::Host(_))
     }
 
     /// Tokens that a prompt goes through the model at a time where it need not be shared out or sent meanwhile; `usual` is what the

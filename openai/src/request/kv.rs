@@ -19,6 +19,8 @@ pub struct KvOptions {
     pub tier: u8,
     /// `kv_mode`.
     pub mode: KvMode,
+    /// `cache_salt`, digested: prompts share the caches of earlier ones with the same.
+    pub cache_salt: Option<[u8; 16]>,
 }
 
 /// `kv_mode`: when a `kvtc` cache is coded and sent. The other codecs stream.
@@ -110,7 +112,7 @@ impl fmt::Display for KvCodec {
     }
 }
 
-/// Reads `kv_transfer`, `kv_codec`, `kv_tier` and `kv_mode`.
+/// Reads `kv_transfer`, `kv_codec`, `kv_tier`, `kv_mode` and `cache_salt`.
 pub(super) fn read(fields: &mut Fields) -> Result<KvOptions, InvalidRequest> {
     let codec = fields.named("kv_codec", &KvCodec::ALL, KvCodec::as_str)?.unwrap_or_default();
     let mode = fields.named("kv_mode", &KvMode::ALL, KvMode::as_str)?.unwrap_or_default();
@@ -123,5 +125,18 @@ pub(super) fn read(fields: &mut Fields) -> Result<KvOptions, InvalidRequest> {
         report: fields.bool("kv_transfer")?.unwrap_or(false),
         codec,
         tier: fields.integer("kv_tier", 4..=128)?.map_or(DEFAULT_TIER, |value| value as u8),
+        cache_salt: cache_salt(fields)?,
     })
+}
+
+/// The first half of BLAKE3 of `cache_salt`.
+fn cache_salt(fields: &mut Fields) -> Result<Option<[u8; 16]>, InvalidRequest> {
+    let Some(salt) = fields.string("cache_salt")? else { return Ok(None) };
+    if salt.is_empty() {
+        let range = "a string of one character at least".into();
+        return Err(InvalidRequest::Range { param: "cache_salt".into(), range, got: r#""""#.into() });
+    }
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&blake3::hash(salt.as_bytes()).as_bytes()[..16]);
+    Ok(Some(digest))
 }

@@ -149,13 +149,13 @@ pub struct PromptTokensDetails {
 }
 
 impl Usage {
-    /// Usage of a request of which nothing was cached.
-    pub fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
+    /// Usage of a request.
+    pub fn new(prompt_tokens: u32, completion_tokens: u32, cached_tokens: u32) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens.saturating_add(completion_tokens),
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: 0 },
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
         }
     }
 }
@@ -192,6 +192,8 @@ pub struct KvTransfer {
     pub saved_bytes: i64,
     /// `raw_bytes / wire_bytes`.
     pub ratio: Option<f64>,
+    /// Tokens of the prompt that the prefill node did not run, since it had their cache from an earlier prompt.
+    pub cached_tokens: u32,
     /// Coding, summed over chunks.
     pub encode_ms: f64,
     /// Time during which bytes of the transfer were arriving.
@@ -200,7 +202,7 @@ pub struct KvTransfer {
     pub overlap: Option<f64>,
     /// Decoding, summed over chunks.
     pub decode_ms: f64,
-    /// The forward passes over the prompt.
+    /// The forward passes over the prompt, but for the tokens whose cache was there.
     pub prefill_ms: f64,
     /// Wait for the prefill engine.
     pub queue_ms: f64,

@@ -94,8 +94,9 @@ impl Frame {
     }
 
     /// The event for one piece; its `usage` is that of its own sequence.
-    pub(crate) fn chunk(&mut self, Item { index, prompt_tokens, piece, .. }: Item) -> String {
-        let usage = self.continuous_usage.then(|| Usage::new(prompt_tokens, piece.generated));
+    pub(crate) fn chunk(&mut self, Item { index, prompt_tokens, cached_tokens, piece, .. }: Item) -> String {
+        let usage = || Usage::new(prompt_tokens, piece.generated, cached_tokens);
+        let usage = self.continuous_usage.then(usage);
         let sent = &mut self.sent[index];
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let Piece { text, logprobs, end, .. } = piece;

@@ -45,6 +45,7 @@ pub(super) async fn answer(
     let keeping = app.relay.keep(&job).await?;
     let read = std::time::Instant::now();
     let kept = &keeping.kept;
+    let cached_tokens = kept.stats.cached_tokens;
     let mut course = app.metrics.kept(record.arrived(), prompt_tokens, &kept.stats);
     let first = Drawn { id: kept.first_token, logprobs: kept.logprobs.clone() };
     let text = Text::new(&app.tokenizer, prompt.echo.clone(), ask.sampling.stop.clone());
@@ -55,8 +56,9 @@ pub(super) async fn answer(
     info!(prompt_tokens, prefill_node = %keeping.holder.node, lease = %kept.lease, "kept for a decode node");
     let kv_transfer_params = Some(handover::params(keeping, &ask, id)?);
     let mut whole = Whole::new(1);
-    whole.add(Item { index: 0, prompt_tokens, piece, read });
-    let ending = Ending { usage: Usage::new(prompt_tokens, 1), transfer: None, kv_transfer_params };
+    whole.add(Item { index: 0, prompt_tokens, cached_tokens, piece, read });
+    let ending =
+        Ending { usage: Usage::new(prompt_tokens, 1, cached_tokens), transfer: None, kv_transfer_params };
     record.end("ok", 200);
     Ok(frame.whole(whole, ending))
 }

@@ -19,6 +19,7 @@ fn transfer(codec: &str, ttft_ms: f64) -> KvTransfer {
         wire_bytes: if codec == "raw" { 6100 } else { 200 },
         saved_bytes: 0,
         ratio: None,
+        cached_tokens: 0,
         encode_ms: 1.0,
         wire_ms: 2.0,
         overlap: Some(0.5),

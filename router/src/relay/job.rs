@@ -5,11 +5,13 @@ use transport::message::KvSource;
 use super::{Job, prompt_tokens};
 use crate::latency::Way;
 use crate::policy::{self, Wanted};
+use crate::prefixes::Beginning;
 
 impl Job {
-    pub(super) fn wanted(&self) -> Wanted<'_> {
+    pub(super) fn wanted<'a>(&'a self, beginning: &'a Beginning) -> Wanted<'a> {
         Wanted {
             prompt_tokens: prompt_tokens(self),
+            beginning,
             max_tokens: self.max_tokens,
             kv: self.kv,
             pinned: self.pins.prefill.as_deref(),

@@ -16,6 +16,7 @@ use crate::cluster::Assigned;
 use crate::error::Error;
 use crate::leg::{Cause, NodeError, Phase};
 use crate::policy;
+use crate::prefixes::Beginning;
 
 /// A cache that is kept now.
 #[derive(Debug)]
@@ -28,7 +29,8 @@ pub(crate) struct Keeping {
 impl Relay {
     /// Has a prompt run and its cache kept, by another node where the first one cannot.
     pub(crate) async fn keep(&self, job: &Job) -> Result<Keeping, Error> {
-        let wanted = job.wanted();
+        let beginning = Beginning::of(&job.token_ids, job.kv.cache_salt);
+        let wanted = job.wanted(&beginning);
         let mut avoided: Vec<NodeId> = Vec::new();
         let mut last_error: Option<NodeError> = None;
         loop {

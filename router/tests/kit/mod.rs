@@ -280,6 +280,7 @@ async fn register(peer: Peer, kv_address: Option<std::net::SocketAddr>, mut sile
         max_sessions: 8,
         chunk_tokens: 256,
         after_chunk_tokens: 2048,
+        prefix_cache_tokens: 16_384,
     };
     let mut control = peer.open().await.unwrap();
     control.sender.send(&Control::Register(register)).await.unwrap();
@@ -369,8 +370,14 @@ async fn decode(peer: &Peer, stream: &mut Stream, script: &Script, is_local: boo
 
 fn transfer(is_local: bool) -> Transfer {
     let coding = (!is_local).then(|| KvCoding { codec: "kvtc".into(), tier: 32, mode: KvMode::After });
-    let prefill =
-        PrefillStats { queue_ms: 1.0, prefill_ms: 20.0, encode_ms: 3.0, overlap: 0.25, link_gbps: 40.0 };
+    let prefill = PrefillStats {
+        cached_tokens: 0,
+        queue_ms: 1.0,
+        prefill_ms: 20.0,
+        encode_ms: 3.0,
+        overlap: 0.25,
+        link_gbps: 40.0,
+    };
     Transfer {
         prefill_node: coding.is_some().then(|| NodeId("p1".into())),
         coding,

@@ -78,6 +78,7 @@ async fn register(peer: Peer, kv_address: Option<SocketAddr>) {
         max_sessions: ROOM,
         chunk_tokens: 256,
         after_chunk_tokens: 2048,
+        prefix_cache_tokens: 16_384,
     };
     let Ok(mut control) = peer.open().await else { return };
     let mut said = control.sender.send(&Control::Register(register)).await;

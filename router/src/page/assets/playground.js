@@ -149,10 +149,11 @@ export class Playground {
       const summary = h("p", { class: "verdict", role: "status" }, "Raw first, then the same prompt coded.");
       const pair = h("div", { class: "compared" }, raw.element);
       this.answers.replaceChildren(h("div", { class: "comparison" }, summary, pair));
-      const rawReport = await stream({ ...fields, kv_codec: "raw" }, raw, signal);
+      const rawReport = await stream({ ...fields, ...unshared(), kv_codec: "raw" }, raw, signal);
       const coded = view(other);
       pair.append(coded.element);
-      const report = await stream({ ...fields, kv_codec: other, kv_tier: number("tier") }, coded, signal);
+      const coding = { kv_codec: other, kv_tier: number("tier") };
+      const report = await stream({ ...fields, ...unshared(), ...coding }, coded, signal);
       // Both on one scale.
       for (const { element } of [raw, coded]) scale(element, [rawReport, report]);
       if (other === "auto") put(coded.heading, `auto: ${report.codec ?? "local prefill"}`);
@@ -217,6 +218,11 @@ export class Playground {
     });
     get("key").addEventListener("change", () => setKey(get("key").value.trim()));
   }
+}
+
+/** Both passes run the whole prompt: one that found the other's cache could not be compared with it. */
+function unshared() {
+  return { cache_salt: `${Date.now()}.${Math.random()}` };
 }
 
 function said(text) {

@@ -67,6 +67,7 @@ function detailsOf(request) {
     ["Sequences", request.sequences > 1 && count(request.sequences)],
     ["Attempts", request.attempts > request.sequences && count(request.attempts)],
     ["Cache", report && cacheWords(report)],
+    ["Kept", report?.cached_tokens > 0 && `${count(report.cached_tokens)} tokens of the prompt were there from an earlier one`],
     ["Phases", phases?.join(", ")],
     ["Forecast", report?.predicted_ms && `${millis(report.predicted_ms)} from dispatch to first token`],
     ["Second token", report?.second_token_ms && `after ${millis(report.second_token_ms)}`],
