@@ -144,13 +144,12 @@ async fn what_is_kept_makes_room_for_prompts() {
     kit.cluster.add_prefill(small).await.unwrap();
     kit.cluster.until_joined(2).await.unwrap();
     for i in 0..6 {
-        let prompt = format!("Story {i}. {}", kit.prompt(880));
+        // The last three have a beginning in common, which lies among the pages that they need.
+        let beginning = if i < 3 { String::new() } else { kit.prompt(130) };
+        let prompt = format!("{beginning} Story {i}. {}", kit.prompt(750));
         let answer = kit.complete(&prompt, 1, json!({"kv_codec": "raw"})).await;
-        assert_eq!(
-            (cached(&answer), answer.kv_transfer.unwrap().source),
-            (0, openai::KvSource::Remote),
-            "{i}"
-        );
+        assert_eq!(cached(&answer) > 0, i > 3 && is_host(), "{i}");
+        assert_eq!(answer.kv_transfer.unwrap().source, openai::KvSource::Remote, "{i}");
     }
     kit.stop().await;
 }

@@ -22,16 +22,16 @@ use crate::runtime::{Runtime, StartError};
 /// How long the face's own connection may take to close.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// Flags of the face.
+/// Flags of the face. Their variables are not the router's, which may be set for a router on the same machine.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "HTTP face")]
 pub struct FaceArgs {
     /// Address for an API of the node's own, for proxies that send kv_transfer_params as vLLM's do; without it the node is asked
     /// by its router only. With it, --router is optional.
-    #[arg(long, env = "KVFERRY_HTTP")]
+    #[arg(long, env = "KVFERRY_NODE_HTTP")]
     pub http: Option<SocketAddr>,
     /// File with the API keys that clients of --http may use, one a line; without it nobody is asked for one.
-    #[arg(long, env = "KVFERRY_API_KEY_FILE", requires = "http")]
+    #[arg(long, env = "KVFERRY_NODE_API_KEY_FILE", requires = "http")]
     pub api_key_file: Option<PathBuf>,
 }
 

@@ -253,18 +253,24 @@ impl Machine {
         let found = self.kept.longest(prompt.salt, &prompt.tokens);
         let usable = |common: usize| self.served.shareable(common.min(tokens.saturating_sub(run)));
         let found = found.map(|(cache, common)| (cache, usable(common)));
-        let found = found.filter(|(_, shared)| *shared >= prefix::FEWEST);
-        let shared = found.as_ref().map_or(0, |(_, shared)| *shared);
-        self.metrics.prefix_looked_up(tokens, shared);
+        let mut found = found.filter(|(_, shared)| *shared >= prefix::FEWEST);
         loop {
             let cache = match &found {
                 Some((cache, shared)) => self.served.cache_after(cache, *shared, tokens),
                 None => self.served.cache(tokens),
             };
             match cache {
-                // On a GPU, what is kept lies in the pages that prompts need.
-                Err(failure) if failure.kind == FailureKind::Busy && self.kept.evict() => {}
-                outcome => return outcome,
+                // On a GPU what is kept lies in the pages that prompts need, and so does, last of all, what was found.
+                Err(failure) if failure.kind == FailureKind::Busy => {
+                    if !self.kept.evict() && found.take().is_none() {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+                Ok(cache) => {
+                    self.metrics.prefix_looked_up(tokens, cache.len());
+                    return Ok(cache);
+                }
             }
         }
     }
