@@ -248,7 +248,8 @@ async fn a_whole_cluster_can_be_either_instance_where_its_router_is_told_so() {
     let kit = Kit::start_with(|options| options.router.kv_transfer_params = true).await;
     let prompt = kit.prompt(300);
     let body = completion(&prompt);
-    let keep = json!({"max_tokens": 1, "kv_transfer_params": {"do_remote_decode": true}});
+    let keep =
+        json!({"max_tokens": 1, "cache_salt": "kept", "kv_transfer_params": {"do_remote_decode": true}});
     let first: Value = kit.send(&with(body.clone(), keep)).await.json().await.unwrap();
     let second = with(body, json!({"kv_transfer_params": first["kv_transfer_params"]}));
     let answer = whole(kit.send(&second).await).await;
@@ -272,7 +273,7 @@ async fn a_node_can_have_a_face_beside_its_router() {
     kit.cluster.until_joined(2).await.unwrap();
     let faces = Faces::of(prefill, decode).await;
     let prompt = kit.prompt(300);
-    let routed = kit.complete(&prompt, 12, json!({"kv_codec": "kvtc"})).await;
+    let routed = kit.complete(&prompt, 12, json!({"kv_codec": "kvtc", "cache_salt": "routed"})).await;
     assert_eq!(routed.kv_transfer.unwrap().source, openai::KvSource::Remote);
     let body = with(completion(&prompt), json!({"kv_codec": "kvtc"}));
     let proxied = faces.proxied(COMPLETIONS, &body).await;

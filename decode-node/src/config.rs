@@ -23,7 +23,7 @@ pub struct Config {
     pub kv_silence_seconds: u32,
     /// With --http: what becomes of a request whose cache a prefill node should have kept and has not, or cannot deliver: an
     /// error, or a prompt pass on this node.
-    #[arg(long, env = "KVFERRY_PREFILL_FAILURE", value_enum, default_value_t)]
+    #[arg(long, env = "KVFERRY_NODE_PREFILL_FAILURE", value_enum, default_value_t)]
     pub prefill_failure: PrefillFailure,
 }
 

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use node::failure::{fail, transfer};
+use node::failure::{invalid, transfer};
 use node::reach::{self, There};
 use service::Shutdown;
 use service::trace::TARGET;
@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tracing::{Instrument, Span, info_span};
 use transport::Dialer;
 use transport::ids::{InstanceId, NodeId, RequestId, Ticket};
-use transport::message::{DecodeTarget, Deliver, Failure, FromPrefill, Holder, Request, Role};
+use transport::message::{DecodeTarget, Deliver, Failure, FailureKind, FromPrefill, Holder, Request, Role};
 
 /// How long reaching a prefill node may take.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);
@@ -101,7 +101,9 @@ impl Fetcher {
             match stream.receiver.recv_message::<FromPrefill>(deadline).await {
                 Ok(FromPrefill::Prefilled) => Ok(()),
                 Ok(FromPrefill::Fail(Failure { kind, message })) => {
-                    Err(fail(kind, format!("prefill node {node}: {message}")))
+                    // Whatever keeps that node from delivering, here it is a cache that does not come.
+                    let told = format!("prefill node {node}: {message}");
+                    Err(if kind == FailureKind::Invalid { invalid(told) } else { transfer(told) })
                 }
                 Ok(FromPrefill::Kept(_)) => Err(broke(&"Kept came out of turn")),
                 Err(error) => Err(broke(&error)),

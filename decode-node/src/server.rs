@@ -104,7 +104,7 @@ impl Server {
             running: count("ready") + count("decoding"),
             waiting: count("reserved") + count("receiving"),
             kv_used_tokens: u32::try_from(used.get()).unwrap_or(0),
-            is_draining: false,
+            ..Load::default()
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use transport::ids::{InstanceId, NodeId};
 use transport::message::{Failure, FailureKind, Role};
-use transport::{CloseCode, Dialer, Stream};
+use transport::{Dialer, Peer, Stream};
 
 use crate::failure::fail;
 
@@ -28,11 +28,16 @@ pub struct There<'a> {
 /// [`FailureKind::Unreachable`] when the node cannot be reached, or another run of it stands there.
 pub async fn open(dialer: &Dialer, there: There<'_>, deadline: Duration) -> Result<Stream, Failure> {
     let opened = match open_once(dialer, there, deadline).await {
-        // Perhaps a connection to what stood at this address before; a fresh one tells.
-        Err(Closed::Stale(_)) => open_once(dialer, there, deadline).await,
+        Err(Closed::Stale(peer, _)) => {
+            // Perhaps a connection to what stood at this address before; a fresh one tells. Others may have streams on it, and a wish
+            // for a run that is gone is no reason to end these.
+            dialer.forget(there.address, &peer);
+            drop(peer);
+            open_once(dialer, there, deadline).await
+        }
         outcome => outcome,
     };
-    opened.map_err(|(Closed::Dial(reason) | Closed::Stale(reason))| {
+    opened.map_err(|(Closed::Dial(reason) | Closed::Stale(_, reason))| {
         let message = format!("cannot reach {} node {}: {reason}", there.role.name(), there.node);
         fail(FailureKind::Unreachable, message)
     })
@@ -43,7 +48,7 @@ enum Closed {
     /// No connection could be had.
     Dial(String),
     /// There was one, but not to whom it should be, or of no use any more.
-    Stale(String),
+    Stale(Peer, String),
 }
 
 async fn open_once(dialer: &Dialer, there: There<'_>, deadline: Duration) -> Result<Stream, Closed> {
@@ -51,11 +56,11 @@ async fn open_once(dialer: &Dialer, there: There<'_>, deadline: Duration) -> Res
     let peer = dialer.peer(address, deadline).await.map_err(|error| Closed::Dial(error.to_string()))?;
     let found = peer.hello();
     if (&found.node, found.instance) != (there.node, there.instance) {
-        dialer.forget(address, CloseCode::DONE, "another node is expected there");
-        return Err(Closed::Stale(format!("another run of node {} is at {address}", found.node)));
+        let reason = format!("another run of node {} is at {address}", found.node);
+        return Err(Closed::Stale(peer, reason));
     }
-    peer.open().await.map_err(|error| {
-        dialer.forget(address, CloseCode::DONE, "no stream could be opened");
-        Closed::Stale(error.to_string())
-    })
+    match peer.open().await {
+        Ok(stream) => Ok(stream),
+        Err(error) => Err(Closed::Stale(peer, error.to_string())),
+    }
 }

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Router;
 use router::PrefillFailure;
 use service::{Readiness, Registry, Shutdown, admin};
 use tokio::net::TcpListener;
@@ -116,20 +117,14 @@ impl Runtime {
         let (registry, readiness) = (Registry::new(), Readiness::starting());
         let face =
             admin::routes(readiness.clone(), registry.clone()).merge(link::routes(link, args.link_admin));
-        let until = shutdown.clone();
-        tokio::spawn(async move {
-            if let Err(error) = admin::serve(listener, face, &until).await {
-                error!(%error, "the admin face is gone");
-            }
-        });
-        let http_address = None;
+        serve_admin(listener, face, shutdown.clone());
         Ok(Self {
             id,
             served,
             endpoint,
             quic_address,
             admin_address,
-            http_address,
+            http_address: None,
             registry,
             readiness,
             shutdown,
@@ -183,6 +178,14 @@ impl Runtime {
             .close(CloseCode::DRAINING, "the node has stopped", std::time::Duration::from_secs(1))
             .await;
     }
+}
+
+fn serve_admin(listener: TcpListener, face: Router, until: Shutdown) {
+    tokio::spawn(async move {
+        if let Err(error) = admin::serve(listener, face, &until).await {
+            error!(%error, "the admin face is gone");
+        }
+    });
 }
 
 fn random_name(role: Role) -> String {

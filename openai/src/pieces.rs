@@ -39,19 +39,20 @@ pub(crate) fn may_cut(tokenizer: &Value) -> bool {
 }
 
 /// The text in pieces, cut before every space that a word or a run of signs begins with.
-pub(crate) fn words(text: &str) -> Vec<&str> {
+#[must_use = "iterators do nothing until they are used"]
+pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
     let bytes = text.as_bytes();
     let begins = |at: &usize| {
         bytes[*at] == b' ' && bytes[at - 1].is_ascii_graphic() && bytes[at + 1].is_ascii_graphic()
     };
-    let mut words = Vec::with_capacity(text.len() / 5 + 1);
+    let mut cuts = (1..bytes.len().saturating_sub(1)).filter(begins).chain([bytes.len()]);
     let mut start = 0;
-    for at in (1..bytes.len().saturating_sub(1)).filter(begins) {
-        words.push(&text[start..at]);
-        start = at;
-    }
-    words.push(&text[start..]);
-    words
+    std::iter::from_fn(move || {
+        let end = cuts.next()?;
+        let word = &text[start..end];
+        start = end;
+        Some(word)
+    })
 }
 
 #[cfg(test)]
@@ -69,7 +70,7 @@ mod tests {
             (" ", &[" "]),
             ("", &[""]),
         ] {
-            assert_eq!(words(text), expected);
+            assert_eq!(words(text).collect::<Vec<_>>(), expected);
         }
     }
 

@@ -216,7 +216,7 @@ impl Machine {
         }
         drop(job.out.try_send(FromEngine::Done(Done { first, cached, queued, computed, at })));
         self.kept.keep(prompt.salt, &prompt.tokens, cache);
-        self.metrics.prefix_kept.set(self.kept.tokens() as i64);
+        self.metrics.prefix.kept.set(self.kept.tokens() as i64);
         Ok(())
     }
 
@@ -268,7 +268,8 @@ impl Machine {
                 }
                 Err(failure) => return Err(failure),
                 Ok(cache) => {
-                    self.metrics.prefix_looked_up(tokens, cache.len());
+                    self.metrics.prefix.looked_up(tokens, cache.len());
+                    self.metrics.prefix.kept.set(self.kept.tokens() as i64);
                     return Ok(cache);
                 }
             }

@@ -43,6 +43,15 @@ impl Kept {
     }
 }
 
+async fn until(condition: impl Fn() -> bool) {
+    let waited = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.expect("it comes");
+}
+
 #[tokio::test]
 async fn a_cache_is_accepted_once_and_its_room_is_free_then() {
     let kept = kept(Duration::from_secs(60));
@@ -77,9 +86,7 @@ async fn a_cache_is_not_given_for_another_prompt() {
 #[tokio::test]
 async fn a_lease_that_ends_gives_its_room_back_and_is_counted() {
     let kept = kept(Duration::from_millis(20));
-    while !kept.is_free() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(|| kept.is_free()).await;
     assert_eq!(kept.metrics.leases_expired.get(), 1);
     assert!(kept.take().is_err());
 }
@@ -88,7 +95,7 @@ async fn a_lease_that_ends_gives_its_room_back_and_is_counted() {
 async fn a_delivery_outlives_its_lease() {
     let kept = kept(Duration::from_millis(20));
     let taken = kept.take().expect("it is there");
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    until(|| !kept.leases.lock().contains_key(&kept.id)).await;
     assert_eq!(kept.capacity.used_tokens(), 3, "its bytes are still held");
     drop(taken);
     assert!(kept.is_free());

@@ -47,18 +47,15 @@ pub(crate) struct Metrics {
     pub(crate) wire_bytes: Family<Codec, Counter>,
     pub(crate) leases_active: Gauge,
     pub(crate) leases_expired: Counter,
-    pub(crate) prefix_kept: Gauge,
-    prefix_queries: Counter,
-    prefix_hits: Counter,
+    pub(crate) prefix: PrefixMetrics,
     transfer_failures: Family<Phase, Counter>,
 }
 
 impl Metrics {
     pub(crate) fn new(registry: &Registry, model: &str) -> Self {
-        let labels = Model { model_name: model.to_owned(), engine: "0" };
         let metrics = Self {
             prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
-            running: registry.gauge("prefill_prompts_running", "Prompts admitted and not yet delivered"),
+            running: registry.gauge("prefill_prompts_running", "Prompts admitted and neither delivered nor kept yet"),
             waiting: registry
                 .gauge("prefill_prompts_waiting", "Prompts admitted that the engine has not begun"),
             prompt_tokens: registry.counter("prefill_prompt_tokens", "Prompt tokens run through the model"),
@@ -83,12 +80,7 @@ impl Metrics {
                 "prefill_kv_leases_expired",
                 "Caches that were kept and given up, since nobody asked for them in time",
             ),
-            prefix_kept: registry.gauge(
-                "prefill_prefix_cache_tokens",
-                "Tokens of finished prompts that are kept for those that begin alike",
-            ),
-            prefix_queries: of_vllm(registry, "prefix_cache_queries", "Prompt tokens looked up", &labels),
-            prefix_hits: of_vllm(registry, "prefix_cache_hits", "Prompt tokens found", &labels),
+            prefix: PrefixMetrics::new(registry, model),
             transfer_failures: registry.register(
                 "prefill_kv_transfer_failures",
                 "Caches that were not delivered, by the phase that failed",
@@ -102,15 +94,36 @@ impl Metrics {
         metrics
     }
 
-    /// So many of a prompt's tokens were found in a cache that was kept.
-    pub(crate) fn prefix_looked_up(&self, tokens: usize, found: usize) {
-        self.prefix_queries.inc_by(tokens as u64);
-        self.prefix_hits.inc_by(found as u64);
-    }
-
     /// A delivery failed.
     pub(crate) fn transfer_failed(&self, phase: &'static str) {
         self.transfer_failures.get_or_create(&Phase { phase }).inc();
+    }
+}
+
+/// Of the caches of finished prompts.
+#[derive(Debug, Clone)]
+pub(crate) struct PrefixMetrics {
+    pub(crate) kept: Gauge,
+    queries: Counter,
+    hits: Counter,
+}
+
+impl PrefixMetrics {
+    fn new(registry: &Registry, model: &str) -> Self {
+        let labels = Model { model_name: model.to_owned(), engine: "0" };
+        let kept = registry.gauge(
+            "prefill_prefix_cache_tokens",
+            "Tokens of finished prompts that are kept for those that begin alike",
+        );
+        let queries = of_vllm(registry, "prefix_cache_queries", "Prompt tokens looked up", &labels);
+        let hits = of_vllm(registry, "prefix_cache_hits", "Prompt tokens found", &labels);
+        Self { kept, queries, hits }
+    }
+
+    /// So many of a prompt's tokens were found.
+    pub(crate) fn looked_up(&self, tokens: usize, found: usize) {
+        self.queries.inc_by(tokens as u64);
+        self.hits.inc_by(found as u64);
     }
 }
 

@@ -70,6 +70,7 @@ impl Server {
         move || Load {
             running: u32::try_from(metrics.running.get() - metrics.waiting.get()).unwrap_or(0),
             waiting: u32::try_from(metrics.waiting.get()).unwrap_or(0),
+            kept: u32::try_from(metrics.leases_active.get()).unwrap_or(0),
             kv_used_tokens: capacity.used_tokens(),
             ..Load::default()
         }
@@ -109,13 +110,14 @@ impl Server {
         drop(traced);
         let Some(result) = outcome else { return };
         let reply = result.unwrap_or_else(FromPrefill::Fail);
-        let told = stream.sender.send(&reply).await;
-        if let (Err(_), FromPrefill::Kept(kept)) = (&told, &reply) {
+        // A node that drains closes its connections with its last task: not before the router has everything.
+        let is_told = match stream.sender.send(&reply).await {
+            Ok(()) => stream.sender.deliver(node::LAST_WORDS_DEADLINE).await.is_ok(),
+            Err(_) => false,
+        };
+        if let (false, FromPrefill::Kept(kept)) = (is_told, reply) {
+            // Nobody knows the lease.
             self.leases.give_up(kept.lease);
-        }
-        if told.is_ok() {
-            // A node that drains closes its connections with its last task: not before the router has everything.
-            drop(stream.sender.deliver(node::LAST_WORDS_DEADLINE).await);
         }
     }
 

@@ -23,6 +23,7 @@ fn candidate(name: &str) -> Candidate {
         address: ([127, 0, 0, 1], 9).into(),
         in_flight: 0,
         assigned: 0,
+        kept: 0,
         ahead_tokens: 0,
         cached_tokens: 0,
         max_sessions: 8,

@@ -300,7 +300,7 @@ impl Node {
     }
 
     fn view(&self, id: &NodeId) -> NodeView {
-        let Load { running, waiting, kv_used_tokens, is_draining } = self.reported;
+        let Load { running, waiting, kv_used_tokens, is_draining, .. } = self.reported;
         let Register { max_sessions, kv_capacity_tokens, .. } = self.register;
         NodeView {
             id: id.0.clone(),
@@ -325,6 +325,7 @@ impl Node {
             address: self.peer.remote_address(),
             in_flight: assigned.saturating_add(self.elsewhere),
             assigned,
+            kept: self.reported.kept,
             ahead_tokens: self.given.tokens.load(Ordering::Relaxed),
             cached_tokens: 0,
             max_sessions: self.register.max_sessions,

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn load(running: u32, waiting: u32, kv_used_tokens: u32) -> Load {
-        Load { running, waiting, kv_used_tokens, is_draining: false }
+        Load { running, waiting, kv_used_tokens, ..Load::default() }
     }
 
     #[test]

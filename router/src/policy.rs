@@ -64,7 +64,9 @@ pub(crate) struct Candidate {
     pub(crate) in_flight: u32,
     /// Requests it has from here at this moment.
     pub(crate) assigned: u32,
-    /// Prompt tokens that these have to be run there, at most.
+    /// Requests that are done, and whose caches it keeps in their places.
+    pub(crate) kept: u32,
+    /// Prompt tokens that the requests from here have to be run, at most.
     pub(crate) ahead_tokens: u64,
     /// Tokens of the prompt in question whose cache it probably has.
     pub(crate) cached_tokens: u32,
@@ -82,7 +84,12 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// Share of its sessions that are taken, in units of 2^-16; large and small nodes fill up alike.
     fn load(&self) -> u64 {
-        (u64::from(self.in_flight) << 16) / u64::from(self.max_sessions.max(1))
+        (u64::from(self.taken()) << 16) / u64::from(self.max_sessions.max(1))
+    }
+
+    /// Places that are taken.
+    fn taken(&self) -> u32 {
+        self.in_flight.saturating_add(self.kept)
     }
 
     /// Tokens that it runs until a prompt is done: those before it, taking other routers' prompts to be as long, and its own but for
@@ -283,7 +290,9 @@ fn nearest(nodes: Vec<&Candidate>, affinity: u64) -> Option<&Candidate> {
 /// The node that would have a prompt done first, where one at least has the cache of its beginning.
 fn soonest<'a>(nodes: &[&'a Candidate], prompt_tokens: u32) -> Option<&'a Candidate> {
     let is_known = nodes.iter().any(|node| node.cached_tokens > 0);
-    let soonest = nodes.iter().min_by_key(|node| (node.work(prompt_tokens), node.load()));
+    // A full node refuses, however little it would have to do.
+    let open = nodes.iter().filter(|node| node.taken() < node.max_sessions);
+    let soonest = open.min_by_key(|node| (node.work(prompt_tokens), node.load()));
     soonest.filter(|_| is_known).copied()
 }
 

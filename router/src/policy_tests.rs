@@ -15,6 +15,7 @@ fn node(name: &str, in_flight: u32) -> Candidate {
         address: ([127, 0, 0, 1], 9).into(),
         in_flight,
         assigned: in_flight,
+        kept: 0,
         ahead_tokens: 0,
         cached_tokens: 0,
         max_sessions: 8,
@@ -229,6 +230,10 @@ fn a_prompt_goes_where_it_is_done_first() {
     // What other routers have given a node counts as prompts of the same length.
     let elsewhere = Candidate { in_flight: 1, ..node("knows", 0, 0, 300) };
     assert_eq!(placed_on([fresh(0), elsewhere], &AUTO), "fresh>d:raw");
+    // A full node is not asked, whatever it knows, be it full of requests or of caches that others will ask for.
+    for full in [node("knows", 8, 0, 300), Candidate { kept: 8, ..node("knows", 0, 0, 300) }] {
+        assert_eq!(placed_on([fresh(500), full], &AUTO), "fresh>d:raw");
+    }
     let unaware = Rules { prefix_aware: false, ..AUTO };
     assert_eq!(placed_on([fresh(0), node("knows", 1, 0, 300)], &unaware), "fresh>d:raw");
 }

@@ -34,6 +34,9 @@ pub struct Answer {
     pub body: Value,
 }
 
+/// How long a node that drains may take for what it has begun.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// Flags of a node with a face and no router.
 fn args() -> NodeArgs {
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -61,7 +64,7 @@ pub async fn start_prefill(
 ) -> Result<Runtime, StartError> {
     let identity = authority.issue("prefill").expect("a certificate");
     let served = std::sync::Arc::new(Served::on_host(loaded()));
-    prefill_node::start(config, served, &identity, Shutdown::new(Duration::from_secs(1))).await
+    prefill_node::start(config, served, &identity, Shutdown::new(GRACE)).await
 }
 
 impl Faces {
@@ -75,7 +78,7 @@ impl Faces {
         let authority = Authority::new().expect("an authority");
         let identity = authority.issue("decode").expect("a certificate");
         let served = std::sync::Arc::new(Served::on_host(loaded()));
-        let shutdown = Shutdown::new(Duration::from_secs(1));
+        let shutdown = Shutdown::new(GRACE);
         let decode = decode_node::start(&decode, served, &identity, shutdown).await.expect("decode starts");
         let prefill = start_prefill(&prefill, &authority).await.expect("prefill starts");
         Self::of(prefill, decode).await

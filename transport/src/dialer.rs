@@ -13,7 +13,7 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use crate::endpoint::Endpoint;
-use crate::error::{CloseCode, ConnectError};
+use crate::error::ConnectError;
 use crate::peer::Peer;
 
 /// Addresses kept at most; beyond it the lost ones are forgotten, then any that nobody is dialling.
@@ -85,12 +85,19 @@ impl Dialer {
         }
     }
 
-    /// Closes the connection to an address, if there is one, for example when the node has left the cluster.
-    pub fn forget(&self, address: SocketAddr, code: CloseCode, reason: &str) {
-        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
-        if let Some(peer) = line.and_then(|line| line.try_lock().ok().and_then(|mut state| state.peer.take()))
-        {
-            peer.close(code, reason);
+    /// Lets go of a connection to an address, if it is the one that others would be given: whoever wants one next dials. Streams that are
+    /// open on it go on, and it closes behind the last of them.
+    pub fn forget(&self, address: SocketAddr, peer: &Peer) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        // A line that is locked is being dialled, so it has no connection.
+        let is_this = |line: &Arc<Line>| {
+            let state = line.try_lock();
+            state.is_ok_and(|state| {
+                state.peer.as_ref().is_some_and(|other| other.connection_id() == peer.connection_id())
+            })
+        };
+        if lines.get(&address).is_some_and(is_this) {
+            lines.remove(&address);
         }
     }
 

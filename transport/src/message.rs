@@ -112,6 +112,8 @@ pub struct Load {
     pub running: u32,
     /// Requests admitted and waiting.
     pub waiting: u32,
+    /// Requests that are done and still hold their places, since a decode node will ask for their caches (prefill nodes only).
+    pub kept: u32,
     /// Cache tokens reserved.
     pub kv_used_tokens: u32,
     /// The node finishes what it has and takes nothing new.

@@ -129,12 +129,14 @@ impl Sender {
     /// close.
     ///
     /// # Errors
-    /// As [`Sender::finish`].
+    /// As [`Sender::finish`], and when the peer wants no more or is gone. Whoever only takes long may have everything, or get it yet.
     pub async fn deliver(&mut self, deadline: Duration) -> Result<(), SendError> {
         self.finish()?;
-        // Whoever does not take them in time, or at all, has no claim to them.
-        drop(tokio::time::timeout(deadline, self.stopped()).await);
-        Ok(())
+        match tokio::time::timeout(deadline, self.stopped()).await {
+            Ok(SendEnd::Delivered) | Err(_) => Ok(()),
+            Ok(SendEnd::Stopped { code }) => Err(SendError::Stopped { code }),
+            Ok(SendEnd::ConnectionLost(lost)) => Err(SendError::ConnectionLost(lost)),
+        }
     }
 
     /// Drops everything that was not delivered yet and tells the peer why.

@@ -6,7 +6,7 @@ mod kit;
 use std::time::Duration;
 
 use kit::{SOON, endpoint, eventually, hello, identity, pair};
-use transport::message::Role;
+use transport::message::{KvReply, Role};
 use transport::{Backoff, CloseCode, ConnectError, ConnectionLost, Dialer, EndpointConfig, OpenError};
 
 const QUICK: Backoff = Backoff { first: Duration::from_millis(10), max: Duration::from_millis(50) };
@@ -57,9 +57,31 @@ async fn a_dialer_keeps_one_connection_per_address() {
     let (first, second) = tokio::join!(dialer.peer(address, SOON), dialer.peer(address, SOON));
     assert_eq!(first.unwrap().connection_id(), second.unwrap().connection_id());
     there.accept().await.unwrap().unwrap();
-    dialer.forget(address, CloseCode::DONE, "left");
-    dialer.peer(address, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_is_let_go_lives_as_long_as_its_streams() {
+    let identity = identity();
+    let (there, address) = endpoint(&identity, hello("decode", Role::Decode), EndpointConfig::default());
+    let (here, _) = endpoint(&identity, hello("prefill", Role::Prefill), EndpointConfig::default());
+    let dialer = Dialer::new(here, QUICK);
+    let first = dialer.peer(address, SOON).await.unwrap();
+    let seen = there.accept().await.unwrap().unwrap();
+    let mut stream = first.open().await.unwrap();
+    dialer.forget(address, &first);
+    let second = dialer.peer(address, SOON).await.unwrap();
     there.accept().await.unwrap().unwrap();
+    assert_ne!(first.connection_id(), second.connection_id());
+    // It is not the one that others are given any more.
+    dialer.forget(address, &first);
+    assert_eq!(dialer.peer(address, SOON).await.unwrap().connection_id(), second.connection_id());
+    drop(first);
+    stream.sender.send(&KvReply::Accepted).await.unwrap();
+    let mut taken = seen.accept().await.unwrap();
+    assert_eq!(taken.receiver.recv_message::<KvReply>(SOON).await.unwrap(), KvReply::Accepted);
+    drop(stream);
+    let lost = tokio::time::timeout(SOON, seen.closed()).await.unwrap();
+    assert!(matches!(lost, ConnectionLost::ClosedByPeer { .. }), "{lost}");
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ async fn every_message_arrives_as_it_was_sent() {
         after_chunk_tokens: 2048,
         prefix_cache_tokens: 16_384,
     };
-    let load = Load { running: 1, waiting: 2, kv_used_tokens: 3, is_draining: true };
+    let load = Load { running: 1, waiting: 2, kept: 4, kv_used_tokens: 3, is_draining: true };
     crosses(&pair, vec![Control::Register(register), Control::Heartbeat(load)]).await;
     let local = KvSource::Local { token_ids: vec![1, 2, 128_000] };
     crosses(&pair, vec![reserve(KvSource::Remote), reserve(local), prefill(vec![5; 10])]).await;

@@ -31,18 +31,7 @@ pub(super) async fn answer(
     let prompt = &ask.prompts[0];
     let (prompt_tokens, entry) = (prompt.tokens(), record.entry());
     entry.admitted(id, Sizes { sequences: 1, prompt_tokens, max_tokens: 1 });
-    let job = Job {
-        request: id,
-        token_ids: prompt.token_ids.clone(),
-        max_tokens: 1,
-        sampling: sampling(&ask.sampling, ask.logprobs),
-        kv: ask.kv,
-        pins: ask.pins.clone(),
-        kept: None,
-        entry: entry.clone(),
-        arrived: Some(record.arrived()),
-    };
-    let keeping = app.relay.keep(&job).await?;
+    let keeping = app.relay.keep(&job(id, &ask, record)).await?;
     let read = std::time::Instant::now();
     let kept = &keeping.kept;
     let cached_tokens = kept.stats.cached_tokens;
@@ -61,4 +50,18 @@ pub(super) async fn answer(
         Ending { usage: Usage::new(prompt_tokens, 1, cached_tokens), transfer: None, kv_transfer_params };
     record.end("ok", 200);
     Ok(frame.whole(whole, ending))
+}
+
+fn job(id: RequestId, ask: &Ask, record: &Record) -> Job {
+    Job {
+        request: id,
+        token_ids: ask.prompts[0].token_ids.clone(),
+        max_tokens: 1,
+        sampling: sampling(&ask.sampling, ask.logprobs),
+        kv: ask.kv,
+        pins: ask.pins.clone(),
+        kept: None,
+        entry: record.entry(),
+        arrived: Some(record.arrived()),
+    }
 }
