@@ -60,7 +60,7 @@ async fn a_producer_that_is_slower_than_the_link_does_not_hide_it() {
     let pause = Duration::from_millis(40);
     is_near(0.05, &[60_000; 12], pause, NONE).await;
     is_near(0.2, &[100_000; 12], pause, NONE).await;
-    is_near(1.0, &[400_000; 12], pause, NONE).await;
+    is_near(1.0, &[1_000_000; 12], pause, NONE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
