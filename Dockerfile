@@ -29,8 +29,8 @@ COPY . .
 RUN group() { name=$1 && shift && mkdir -p "/layers/$name" && mv "$@" "/layers/$name"; } \
  && group base transport service openai nvcc gpu model \
  && group codec codec \
- && group nodes node prefill-node decode-node \
- && group programs router cli
+ && group nodes router node prefill-node decode-node \
+ && group programs cli
 
 # NVIDIA's compiler for the build and the one library that a node opens besides the driver; both folders stay empty without a GPU to build for.
 FROM ${RUST_IMAGE} AS cuda
@@ -65,10 +65,11 @@ COPY --from=sources /layers/codec .
 RUN touch codec/src/lib.rs && cargo build --release --locked --features "$FEATURES"
 
 COPY --from=sources /layers/nodes .
-RUN touch node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs && cargo build --release --locked --features "$FEATURES"
+RUN touch router/src/*.rs node/src/lib.rs prefill-node/src/*.rs decode-node/src/*.rs \
+ && cargo build --release --locked --features "$FEATURES"
 
 COPY --from=sources /layers/programs .
-RUN touch router/src/*.rs cli/src/*.rs \
+RUN touch cli/src/*.rs \
  && cargo build --release --locked --features "$FEATURES" \
  && mkdir /programs \
  && for program in router prefill-node decode-node kvferry; do \
