@@ -69,12 +69,12 @@ RUN touch router/src/*.rs node/src/lib.rs prefill-node/src/*.rs decode-node/src/
  && cargo build --release --locked --features "$FEATURES"
 
 COPY --from=sources /layers/programs .
+# kvferry is also the other three, by the names of the links to it.
 RUN touch cli/src/*.rs \
  && cargo build --release --locked --features "$FEATURES" \
  && mkdir /programs \
- && for program in router prefill-node decode-node kvferry; do \
-        strip -o "/programs/$program" "target/release/$program" || exit 1; \
-    done
+ && strip -o /programs/kvferry target/release/kvferry \
+ && for program in router prefill-node decode-node; do ln -s kvferry "/programs/$program" || exit 1; done
 
 # Everything but programs and model, so that a new build only copies programs. For GPUs that is cuBLASLt too, 540 MB of machine code for every
 # card: NVIDIA has no smaller one, and it needs neither cuBLAS nor the CUDA runtime. The driver's libcuda.so.1 is the host's.

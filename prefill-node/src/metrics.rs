@@ -55,7 +55,8 @@ impl Metrics {
     pub(crate) fn new(registry: &Registry, model: &str) -> Self {
         let metrics = Self {
             prompts: registry.register("prefill_prompts", "Prompts by outcome", Family::default()),
-            running: registry.gauge("prefill_prompts_running", "Prompts admitted and neither delivered nor kept yet"),
+            running: registry
+                .gauge("prefill_prompts_running", "Prompts admitted and neither delivered nor kept yet"),
             waiting: registry
                 .gauge("prefill_prompts_waiting", "Prompts admitted that the engine has not begun"),
             prompt_tokens: registry.counter("prefill_prompt_tokens", "Prompt tokens run through the model"),

@@ -13,6 +13,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanData};
 use tracing::{info, warn};
 
 use crate::build::BUILD;
+use crate::process;
 
 /// How long the last spans may take to get out when the process ends.
 const LAST_SPANS: Duration = Duration::from_secs(2);
@@ -83,12 +84,7 @@ fn resource() -> Resource {
     let is_named = std::env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty())
         || std::env::var("OTEL_RESOURCE_ATTRIBUTES").is_ok_and(|all| all.contains("service.name="));
     let resource = Resource::builder().with_attribute(KeyValue::new("service.version", BUILD.version));
-    if is_named { resource.build() } else { resource.with_service_name(program()).build() }
-}
-
-fn program() -> String {
-    let path = std::env::current_exe().unwrap_or_default();
-    path.file_stem().map_or_else(|| "kvferry".into(), |stem| stem.to_string_lossy().into_owned())
+    if is_named { resource.build() } else { resource.with_service_name(process::program()).build() }
 }
 
 /// An exporter that says once that the collector cannot be reached, and once that it can again.

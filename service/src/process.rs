@@ -81,6 +81,15 @@ pub fn chain(error: &dyn Error) -> String {
     said
 }
 
+/// The name that the program was called by, without folders.
+#[must_use]
+pub fn program() -> String {
+    let name = std::env::args_os().next().unwrap_or_default();
+    std::path::Path::new(&name)
+        .file_stem()
+        .map_or_else(|| "kvferry".into(), |stem| stem.to_string_lossy().into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
