@@ -144,3 +144,17 @@ async fn a_process_that_cannot_start_can_stay_to_tell_probes_why() {
     }
     assert_eq!(node.terminate().code(), Some(1));
 }
+
+#[test]
+fn kvferry_is_each_program_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["router", "prefill-node", "decode-node", "kvferry"] {
+        let link = folder.path().join(name);
+        std::os::unix::fs::symlink(binary("kvferry"), &link).unwrap();
+        let said = Command::new(link).arg("--version").output().unwrap();
+        assert_eq!(
+            String::from_utf8(said.stdout).unwrap(),
+            format!("{name} {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}
